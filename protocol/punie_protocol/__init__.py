@@ -1,0 +1,1 @@
+"""Messages between the processes of Punie: definitions, codec, errors, limits."""

@@ -1,0 +1,137 @@
+"""Messages that the model host receives: from the supervisor on its control socket, and from
+clients (workers) on its own socket."""
+
+import msgspec
+
+from punie_protocol.messages.common import Limits, Message, Priority, Role
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """Supervisor's answer to the host's `Hello`."""
+
+    protocol: int
+    version: str
+    limits: Limits
+
+
+class LoadModel(Message, frozen=True, tag="load_model"):
+    """Supervisor: use the model in `folder` from now on. It is checked before the present one is
+    given up. Answered by `ModelState` messages with the same `request_id`."""
+
+    request_id: int
+    name: str
+    folder: str
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Supervisor: liveness; answered by `Pong`."""
+
+    nonce: int
+
+
+class Stop(Message, frozen=True, tag="stop"):
+    """Supervisor: cancel what runs and exit within `deadline_s`."""
+
+    reason: str
+    deadline_s: float
+
+
+type ControlToModelHost = Welcome | LoadModel | Ping | Stop
+
+
+class ClientHello(Message, frozen=True, tag="client_hello"):
+    """First message of a client; answered by `ModelWelcome` or `Refused`."""
+
+    protocol: int
+    version: str
+    role: Role
+    pid: int
+    limits: Limits
+
+
+class ToolCallPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call in a conversation. `arguments` is a JSON object."""
+
+    call_id: str
+    name: str
+    arguments: msgspec.Raw
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
+    """Base of the messages of a conversation."""
+
+
+class SystemMessage(ChatMessage, frozen=True, tag="system"):
+    """Instructions."""
+
+    text: str
+
+
+class UserMessage(ChatMessage, frozen=True, tag="user"):
+    """What the user says."""
+
+    text: str
+
+
+class AssistantMessage(ChatMessage, frozen=True, tag="assistant"):
+    """What the model said and called."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: list[ToolCallPart] = []
+
+
+class ToolMessage(ChatMessage, frozen=True, tag="tool"):
+    """The result of one tool call."""
+
+    call_id: str
+    name: str
+    text: str
+
+
+type AnyChatMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as the model sees it. `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: msgspec.Raw
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample; ``None`` means as the model's profile says."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: list[str] = []
+
+
+class Generate(Message, frozen=True, tag="generate"):
+    """Client: answer this conversation. Answered by a stream that ends with `Finished` or
+    `Failed`. `request_id` is unique on the link; `client_id` is the fairness key and
+    `conversation_id` a hint for the prefix cache, both opaque."""
+
+    request_id: int
+    client_id: str
+    conversation_id: str
+    priority: Priority
+    messages: list[AnyChatMessage]
+    tools: list[ToolSchema] = []
+    sampling: Sampling = Sampling()
+
+
+class CancelGenerate(Message, frozen=True, tag="cancel_generate"):
+    """Client: stop that request; it ends with `Failed` carrying `Cancelled`, unless it had ended.
+    An unknown id is ignored: the answer may have crossed this message."""
+
+    request_id: int
+
+
+type ClientToModelHost = ClientHello | Generate | CancelGenerate

@@ -1,0 +1,124 @@
+"""Messages that the supervisor receives from its children, on the control socket."""
+
+from enum import StrEnum
+
+from punie_protocol.errors import WireError
+from punie_protocol.messages.common import Limits, Message, ModelInfo, Role
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of a child: who it is and what it speaks."""
+
+    protocol: int
+    version: str
+    role: Role
+    pid: int
+    limits: Limits
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """The child can take work. For a worker and for a model host whose socket listens (its model
+    may still be loading, see `ModelState`)."""
+
+
+class ProjectReady(Message, frozen=True, tag="project_ready"):
+    """Answer to `OpenProject`: its interpreter runs. `activate_ms` is what that took."""
+
+    project_id: str
+    activate_ms: float
+
+
+class ProjectFailed(Message, frozen=True, tag="project_failed"):
+    """Answer to `OpenProject`: it cannot be opened."""
+
+    project_id: str
+    error: WireError
+
+
+class AgentMessage(Message, frozen=True, tag="agent_message"):
+    """An ACP message from the agent to the clients of a session: response, request or
+    notification, JSON bytes. The supervisor rewrites its id and adds ``_meta.punie.seq``."""
+
+    session_id: str
+    body: bytes
+
+
+class StoreDelta(Message, frozen=True, tag="store_delta"):
+    """New model messages of a conversation, to be durable before the turn goes on.
+
+    `data` is pydantic-ai's own JSON of a list of messages; `ordinal` counts deltas per session
+    from 0 without gaps. Answered by `Stored`.
+    """
+
+    request_id: int
+    session_id: str
+    prompt_id: str
+    ordinal: int
+    data: bytes
+
+
+class EffectStarted(Message, frozen=True, tag="effect_started"):
+    """A tool with effects is about to begin; it begins after `Stored`."""
+
+    request_id: int
+    session_id: str
+    prompt_id: str
+    effect_id: str
+    tool: str
+    arguments: bytes
+
+
+class EffectFinished(Message, frozen=True, tag="effect_finished"):
+    """That tool ended. Answered by `Stored`."""
+
+    request_id: int
+    session_id: str
+    effect_id: str
+    ok: bool
+    summary: str
+
+
+class Load(StrEnum):
+    """State of a model."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ModelState(Message, frozen=True, tag="model_state"):
+    """What the model host's model is doing; sent at each change and during a load.
+
+    `done_bytes` of `total_bytes` are read while `state` is LOADING. `model` is what can be used
+    right now, also after a failed switch to another; `error` explains FAILED. `request_id` is
+    that of the `LoadModel` it answers, -1 for the first load.
+    """
+
+    request_id: int
+    state: Load
+    name: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    model: ModelInfo | None = None
+    error: WireError | None = None
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Answer to `Ping`. `busy` counts turns (worker) or requests (model host) under way."""
+
+    nonce: int
+    busy: int
+
+
+type ToSupervisor = (
+    Hello
+    | Ready
+    | ProjectReady
+    | ProjectFailed
+    | AgentMessage
+    | StoreDelta
+    | EffectStarted
+    | EffectFinished
+    | ModelState
+    | Pong
+)

@@ -1,0 +1,114 @@
+"""What is derived from a tool's definition: JSON schema, Python stub, decoded arguments."""
+
+from types import NoneType
+from typing import Annotated, Any, TypeAliasType, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from punie_protocol.errors import InvalidRequest, PunieError
+from punie_protocol.tools import TOOLS, Arguments, Result, Tool
+
+
+def parameters_schema(tool: Tool) -> dict[str, Any]:
+    """Return the JSON schema of the tool's arguments: a flat object, as models expect it."""
+    (schema,), components = msgspec.json.schema_components((tool.arguments,), ref_template="{name}")
+    name = schema["$ref"]
+    properties = {
+        key: _inline(value, components)
+        for key, value in components[name]["properties"].items()
+        if key != "type"
+    }
+    required = [key for key in components[name].get("required", ()) if key != "type"]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def decode_arguments(tool: Tool, arguments: dict[str, Any]) -> Arguments:
+    """Return typed arguments. Raises `PunieError` that names the tool, the field and the reason."""
+    try:
+        return msgspec.convert(arguments, tool.arguments)
+    except msgspec.ValidationError as error:
+        raise PunieError(
+            InvalidRequest(message=f"{tool.name}: {error}", hint=signature(tool))
+        ) from None
+
+
+def bind_arguments(tool: Tool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Return typed arguments of a Python call. Raises `PunieError` like `decode_arguments`."""
+    names = [field.name for field in msgspec.structs.fields(tool.arguments)]
+    if len(args) > len(names):
+        raise PunieError(
+            InvalidRequest(
+                message=f"{tool.name} takes {len(names)} arguments, {len(args)} were given",
+                hint=signature(tool),
+            )
+        )
+    bound = dict(zip(names, args, strict=False))
+    if twice := bound.keys() & kwargs.keys():
+        raise PunieError(
+            InvalidRequest(
+                message=f"{tool.name} got {sorted(twice)[0]!r} twice", hint=signature(tool)
+            )
+        )
+    return decode_arguments(tool, bound | kwargs)
+
+
+def signature(tool: Tool) -> str:
+    """Return the tool as the head of a Python function."""
+    hints = get_type_hints(tool.arguments)
+    parts = [
+        f"{field.name}: {_python_type(hints[field.name])}"
+        + ("" if field.required else f" = {field.default!r}")
+        for field in msgspec.structs.fields(tool.arguments)
+    ]
+    return f"def {tool.name}({', '.join(parts)}) -> {tool.result.__name__}"
+
+
+def stubs(tools: list[Tool] | None = None) -> str:
+    """Return the Python stub of the Code Mode functions with their result classes."""
+    chosen = [tool for tool in tools or TOOLS.values() if tool.code_mode]
+    classes: dict[str, type[Result]] = {}
+    for tool in chosen:
+        _collect(tool.result, classes)
+    blocks = [_class_stub(cls) for cls in classes.values()]
+    blocks += [f"{signature(tool)}:\n    '''{tool.doc}'''\n    ..." for tool in chosen]
+    return "from dataclasses import dataclass\n\n\n" + "\n\n\n".join(blocks) + "\n"
+
+
+def _collect(cls: type[Result], into: dict[str, type[Result]]) -> None:
+    for hint in get_type_hints(cls).values():
+        for part in get_args(hint):
+            if isinstance(part, type) and issubclass(part, Result):
+                _collect(part, into)
+    into[cls.__name__] = cls
+
+
+def _class_stub(cls: type[Result]) -> str:
+    hints = get_type_hints(cls)
+    fields = [
+        f"    {field.name}: {_python_type(hints[field.name])}"
+        for field in msgspec.structs.fields(cls)
+    ]
+    return "\n".join(["@dataclass", f"class {cls.__name__}:", *fields])
+
+
+def _python_type(hint: Any) -> str:
+    if isinstance(hint, TypeAliasType):
+        return _python_type(hint.__value__)
+    if get_origin(hint) is Annotated:
+        return _python_type(get_args(hint)[0])
+    if args := get_args(hint):
+        return f"{get_origin(hint).__name__}[{', '.join(map(_python_type, args))}]"
+    return "None" if hint is NoneType else hint.__name__
+
+
+def _inline(schema: Any, components: dict[str, Any]) -> Any:
+    if "$ref" not in schema:
+        return schema
+    return _inline(components[schema["$ref"]], components) | {
+        key: value for key, value in schema.items() if key != "$ref"
+    }
