@@ -34,10 +34,12 @@ class SessionMeta(_Meta, frozen=True):
 
 
 class PromptMeta(_Meta, frozen=True):
-    """In ``session/prompt``: `prompt_id` makes it idempotent, `model` is a name or a path."""
+    """In ``session/prompt``: `prompt_id` makes it idempotent, `model` is a name or an absolute
+    path. `queue_ms`, from the supervisor to the worker, is how long it waited in the router."""
 
     prompt_id: str | None = None
     model: str | None = None
+    queue_ms: float | None = None
 
 
 class UpdateMeta(_Meta, frozen=True):

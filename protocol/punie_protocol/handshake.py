@@ -8,11 +8,22 @@ import asyncio
 import os
 from importlib.metadata import version as _distribution_version
 
-from punie_protocol.errors import InvalidRequest, ProtocolError, PunieError, RemoteError, TimedOut
-from punie_protocol.errors import VersionMismatch as VersionMismatch
+from punie_protocol.errors import (
+    InvalidRequest,
+    ProtocolError,
+    PunieError,
+    RemoteError,
+    TimedOut,
+    VersionMismatch,
+)
 from punie_protocol.limits import HANDSHAKE_TIMEOUT, PROTOCOL
 from punie_protocol.link import FrameLink
-from punie_protocol.messages import to_model_client, to_model_host, to_supervisor, to_worker
+from punie_protocol.messages import (
+    to_model_client,
+    to_model_host,
+    to_supervisor,
+    to_worker,
+)
 from punie_protocol.messages.common import Limits, Role
 
 
@@ -30,14 +41,18 @@ def check_protocol(theirs: int) -> None:
 def hello(role: Role) -> to_supervisor.Hello:
     """Return the hello of this process to its supervisor."""
     return to_supervisor.Hello(
-        protocol=PROTOCOL, version=version(), role=role, pid=os.getpid(), limits=Limits()
+        protocol=PROTOCOL,
+        version=version(),
+        role=role,
+        pid=os.getpid(),
+        limits=Limits(),
     )
 
 
 async def greet_supervisor[M](
     link: FrameLink[M],
     role: Role,
-    welcome: type[to_worker.Welcome] | type[to_model_host.Welcome],
+    welcome: type[to_worker.Welcome | to_model_host.Welcome],
 ) -> M:
     """Child's side: say hello, return the welcome. Raises `PunieError`."""
     await link.send(hello(role))

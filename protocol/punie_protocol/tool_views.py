@@ -51,7 +51,8 @@ def bind_arguments(tool: Tool, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if twice := bound.keys() & kwargs.keys():
         raise PunieError(
             InvalidRequest(
-                message=f"{tool.name} got {sorted(twice)[0]!r} twice", hint=signature(tool)
+                message=f"{tool.name} got {min(twice)!r} twice",
+                hint=signature(tool),
             )
         )
     return decode_arguments(tool, bound | kwargs)

@@ -13,7 +13,12 @@ from msgspec import Meta
 from punie_protocol.limits import MAX_CODE, MAX_PATH, MAX_PATTERN
 
 type Path = Annotated[
-    str, Meta(min_length=1, max_length=MAX_PATH, description="Path relative to the project root.")
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_PATH,
+        description="Path relative to the project root.",
+    ),
 ]
 type Glob = Annotated[
     str,
@@ -142,7 +147,11 @@ def _tool(
     tag = arguments.__struct_config__.tag
     assert isinstance(tag, str)
     return Tool(
-        name=tag, arguments=arguments, result=result, permission=permission, code_mode=code_mode
+        name=tag,
+        arguments=arguments,
+        result=result,
+        permission=permission,
+        code_mode=code_mode,
     )
 
 

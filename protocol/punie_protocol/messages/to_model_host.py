@@ -15,12 +15,12 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class LoadModel(Message, frozen=True, tag="load_model"):
-    """Supervisor: use the model in `folder` from now on. It is checked before the present one is
-    given up. Answered by `ModelState` messages with the same `request_id`."""
+    """Supervisor: use `model` from now on: a name (``embedded``, or a folder of the models
+    directory) or an absolute path. It is checked before the present one is given up. Answered by
+    `ModelState` messages with the same `request_id`."""
 
     request_id: int
-    name: str
-    folder: str
+    model: str
 
 
 class Ping(Message, frozen=True, tag="ping"):
@@ -50,11 +50,11 @@ class ClientHello(Message, frozen=True, tag="client_hello"):
 
 
 class ToolCallPart(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool call in a conversation. `arguments` is a JSON object."""
+    """A tool call in a conversation. `arguments` is the JSON text of an object."""
 
     call_id: str
     name: str
-    arguments: msgspec.Raw
+    arguments: str
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
@@ -93,11 +93,12 @@ type AnyChatMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessa
 
 
 class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as the model sees it. `parameters` is a JSON schema of an object."""
+    """A tool as the model sees it. `parameters` is the JSON text of an
+    object schema."""
 
     name: str
     description: str
-    parameters: msgspec.Raw
+    parameters: str
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,1 @@
+"""The daemon: project registry, router, journal, child supervision, command line."""

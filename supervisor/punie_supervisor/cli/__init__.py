@@ -1,0 +1,1 @@
+"""The `punie` command."""

@@ -1,0 +1,383 @@
+"""``punie ask``: one turn, from the question to the answer."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import Raw
+
+from punie_protocol import client as punie
+from punie_protocol.errors import NotFound, PunieError, RemoteError, TooLarge
+from punie_protocol.handshake import version
+from punie_protocol.limits import MAX_CLIENT_MESSAGE
+from punie_protocol.messages.common import Isolation
+from punie_supervisor.cli import output
+from punie_supervisor.cli.exit_codes import ExitCode, wire_exit_code
+from punie_supervisor.clients import launch
+from punie_supervisor.clients.connection import Client, connect
+from punie_supervisor.clients.turn import (
+    Event,
+    EventKind,
+    PromptResult,
+    TurnCollector,
+    TurnReport,
+)
+from punie_supervisor.paths import Paths
+
+CANCEL_PATIENCE = 3.0
+"""How long a cancelled turn may take to say so before the client leaves, seconds."""
+
+STDIN_PATIENCE = 3.0
+"""How long a pipe on standard input may stay silent before the question goes out without it."""
+
+
+class Format(StrEnum):
+    """How the answer is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What to ask, and how; `model` is a name or an absolute path."""
+
+    text: str
+    context: str
+    directory: Path | None
+    model: str | None
+    isolation: Isolation | None
+    session: str | None
+    last: bool
+    format: Format
+    timeout: float | None
+
+
+class Cause(StrEnum):
+    """Why a turn is cancelled from here."""
+
+    INTERRUPT = "interrupted"
+    TIMEOUT = "timed out"
+
+
+class _SessionInfo(msgspec.Struct, rename="camel"):
+    session_id: str
+    cwd: str
+
+
+class _SessionPage(msgspec.Struct, rename="camel"):
+    sessions: list[_SessionInfo]
+    next_cursor: str | None = None
+
+
+class _SessionId(msgspec.Struct, rename="camel"):
+    session_id: str
+
+
+class _AgentInfo(msgspec.Struct):
+    version: str = ""
+
+
+class _Initialized(msgspec.Struct, rename="camel"):
+    agent_info: _AgentInfo = msgspec.field(default_factory=_AgentInfo)
+
+
+def ask(question: Question) -> ExitCode:
+    """Ask and print; return the exit code. Starts the daemon when none runs."""
+    paths = Paths.from_environment()
+    if not launch.is_running(paths):
+        output.say("starting the daemon (stop it with: punie down)")
+        launch.start(paths, model=question.model)
+    return asyncio.run(_Turn(question, paths).run())
+
+
+def read_context() -> str:
+    """Return what is piped or redirected into standard input; empty for a terminal.
+
+    A pipe that stays silent for `STDIN_PATIENCE` seconds is left alone, and that is said.
+    Raises `PunieError` for more than a prompt can carry, and for text that is not UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return ""
+    fd = sys.stdin.fileno()
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISCHR(mode):
+        return ""
+    if not stat.S_ISREG(mode) and not select.select([fd], [], [], STDIN_PATIENCE)[0]:
+        output.say(f"nothing came on standard input within {STDIN_PATIENCE:g} s: going on without")
+        return ""
+    data = sys.stdin.buffer.read(MAX_CLIENT_MESSAGE + 1)
+    if len(data) > MAX_CLIENT_MESSAGE:
+        raise PunieError(
+            TooLarge(
+                message=f"standard input is over the limit of {MAX_CLIENT_MESSAGE} bytes",
+                hint="give a part of it, or name a file for Punie to read",
+                limit=MAX_CLIENT_MESSAGE,
+                actual=len(data),
+            )
+        )
+    return data.decode(errors="replace")
+
+
+class _Turn:
+    """One turn on one connection. `run` may be called once."""
+
+    def __init__(self, question: Question, paths: Paths) -> None:
+        self._question = question
+        self._paths = paths
+        self._collector: TurnCollector | None = None
+        self._cause: Cause | None = None
+        self._denied = False
+        self._printer = _PRINTERS[question.format]()
+
+    async def run(self) -> ExitCode:
+        cancelled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._cancel, Cause.INTERRUPT, cancelled)
+        if self._question.timeout is not None:
+            loop.call_later(self._question.timeout, self._cancel, Cause.TIMEOUT, cancelled)
+        work = asyncio.create_task(self._work(cancelled))
+        watch = asyncio.create_task(self._give_up(cancelled, work))
+        try:
+            return await work
+        except asyncio.CancelledError:
+            return self._cancelled_code()
+        finally:
+            watch.cancel()
+
+    def _cancel(self, cause: Cause, cancelled: asyncio.Event) -> None:
+        if self._cause is not None and cause is Cause.INTERRUPT:
+            _leave(ExitCode.INTERRUPTED)
+        if self._cause is None:
+            self._cause = cause
+            cancelled.set()
+
+    async def _give_up(self, cancelled: asyncio.Event, work: asyncio.Task[ExitCode]) -> None:
+        await cancelled.wait()
+        await asyncio.sleep(CANCEL_PATIENCE)
+        output.say("the turn did not end in time; leaving it to the daemon")
+        work.cancel()
+
+    async def _work(self, cancelled: asyncio.Event) -> ExitCode:
+        async with connect(self._paths.socket, self._on_message) as client:
+            await self._check_version(client)
+            session_id, project = await self._session(client)
+            self._collector = TurnCollector(session_id, project)
+            stopper = asyncio.create_task(self._send_cancel(client, session_id, cancelled))
+            try:
+                return await self._prompt(client, session_id)
+            finally:
+                stopper.cancel()
+
+    async def _check_version(self, client: Client) -> None:
+        theirs = await client.call(
+            "initialize",
+            {"protocolVersion": 1, "clientCapabilities": {}},
+            _Initialized,
+        )
+        daemon = theirs.agent_info.version
+        if daemon.split(".")[:2] != version().split(".")[:2]:
+            output.say(f"note: the daemon is {daemon}, this is {version()}; run: punie restart")
+
+    async def _session(self, client: Client) -> tuple[str, str]:
+        """Return the session's id and its project's root."""
+        question = self._question
+        directory = os.path.realpath(question.directory or Path.cwd())
+        if question.session is not None:
+            async for info in _sessions(client, None):
+                if info.session_id == question.session:
+                    return info.session_id, info.cwd
+            raise _no_session(f"no session {question.session}", question.session)
+        if question.last:
+            async for info in _sessions(client, directory):
+                return info.session_id, info.cwd
+            raise _no_session(f"no session in {directory} yet", directory)
+        meta = {"punie": punie.SessionMeta(isolation=question.isolation)}
+        params = {"cwd": directory, "mcpServers": [], "_meta": meta}
+        answer = await client.call("session/new", params, _SessionId)
+        return answer.session_id, directory
+
+    async def _prompt(self, client: Client, session_id: str) -> ExitCode:
+        assert self._collector is not None
+        params = {
+            "sessionId": session_id,
+            "prompt": _blocks(self._question),
+            "_meta": {"punie": punie.PromptMeta(model=self._question.model)},
+        }
+        try:
+            result = await client.call("session/prompt", params, PromptResult)
+        except RemoteError as error:
+            self._collector.report.error = error.error
+            self._printer.finish(self._collector.report)
+            output.say_error(error.error)
+            return self._cancelled_code() if self._cause else wire_exit_code(error.error)
+        self._printer.finish(self._collector.finish(result))
+        return self._outcome(result)
+
+    def _outcome(self, result: PromptResult) -> ExitCode:
+        if result.stop_reason == "cancelled":
+            return self._cancelled_code()
+        if self._denied:
+            output.say("error: a permission was denied; punie ask only reads")
+            return ExitCode.DENIED
+        if result.stop_reason != "end_turn":
+            output.say(f"error: the turn ended early: {result.stop_reason}")
+            return ExitCode.TURN_FAILED
+        return ExitCode.OK
+
+    def _cancelled_code(self) -> ExitCode:
+        if self._cause is Cause.TIMEOUT:
+            output.say(f"error: no complete answer within {self._question.timeout:g} s")
+            return ExitCode.TIMED_OUT
+        output.say("interrupted" if self._cause else "error: the turn was cancelled")
+        return ExitCode.INTERRUPTED if self._cause else ExitCode.TURN_FAILED
+
+    async def _send_cancel(self, client: Client, session_id: str, cancelled: asyncio.Event) -> None:
+        await cancelled.wait()
+        with contextlib.suppress(PunieError):  # the daemon went: `_prompt` says so
+            await client.notify("session/cancel", {"sessionId": session_id})
+
+    async def _on_message(self, method: str, params: Raw) -> Any:
+        match method:
+            case "session/update":
+                if self._collector is not None:
+                    self._printer.event(self._collector.update(params))
+            case punie.PROGRESS:
+                note = msgspec.json.decode(params, type=punie.Progress)
+                output.progress(note.text, note.done, note.total)
+            case punie.ACCEPTED:
+                self._printer.accepted(msgspec.json.decode(params, type=punie.Accepted))
+            case "session/request_permission":
+                self._denied = True
+                return {"outcome": {"outcome": "cancelled"}}
+            case _:  # extensions of a newer daemon are not for this client
+                pass
+        return None
+
+
+class _TextPrinter:
+    """The answer as it comes; what tools run is said on a terminal's stderr."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._any = False
+
+    def accepted(self, _accepted: punie.Accepted) -> None:
+        pass
+
+    def event(self, event: Event) -> None:
+        output.clear_progress()
+        match event.kind:
+            case EventKind.TEXT:
+                if event.new_block and self._any:
+                    _write("\n" if not self._open else "\n\n")
+                _write(event.text)
+                self._any = True
+                self._open = not event.text.endswith("\n")
+            case EventKind.TOOL_STARTED if event.tool is not None and sys.stderr.isatty():
+                output.progress(f"running {event.tool.name}")
+            case _:
+                pass
+
+    def finish(self, _report: TurnReport) -> None:
+        output.clear_progress()
+        if self._open:
+            _write("\n")
+
+
+class _JsonPrinter:
+    """One object at the end."""
+
+    def accepted(self, _accepted: punie.Accepted) -> None:
+        pass
+
+    def event(self, _event: Event) -> None:
+        pass
+
+    def finish(self, report: TurnReport) -> None:
+        output.clear_progress()
+        output.print_json(_for_machines(report))
+
+
+class _JsonlPrinter:
+    """Each event as it comes, the whole report last."""
+
+    def accepted(self, accepted: punie.Accepted) -> None:
+        output.print_json_line(
+            {
+                "type": "accepted",
+                "session_id": accepted.session_id,
+                "prompt_id": accepted.prompt_id,
+            }
+        )
+
+    def event(self, event: Event) -> None:
+        match event.kind:
+            case EventKind.TEXT | EventKind.THOUGHT:
+                output.print_json_line({"type": event.kind, "text": event.text})
+            case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED:
+                output.print_json_line({"type": event.kind} | msgspec.to_builtins(event.tool))
+            case EventKind.OTHER:
+                pass
+
+    def finish(self, report: TurnReport) -> None:
+        output.print_json_line({"type": "result"} | _for_machines(report))
+
+
+_PRINTERS: dict[Format, Callable[[], _TextPrinter | _JsonPrinter | _JsonlPrinter]] = {
+    Format.TEXT: _TextPrinter,
+    Format.JSON: _JsonPrinter,
+    Format.JSONL: _JsonlPrinter,
+}
+
+
+def _for_machines(report: TurnReport) -> dict[str, Any]:
+    fields = msgspec.to_builtins(report)
+    if report.error is None:
+        del fields["error"]
+    return fields
+
+
+async def _sessions(client: Client, cwd: str | None) -> Any:
+    """Yield the known sessions, most recent first."""
+    cursor = None
+    while True:
+        params = {"cwd": cwd, "cursor": cursor}
+        page = await client.call("session/list", params, _SessionPage)
+        for info in page.sessions:
+            yield info
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _blocks(question: Question) -> list[dict[str, str]]:
+    blocks = [{"type": "text", "text": question.text}] if question.text else []
+    if question.context:
+        blocks.append({"type": "text", "text": question.context})
+    return blocks
+
+
+def _no_session(message: str, what: str) -> PunieError:
+    return PunieError(
+        NotFound(message=message, hint="leave the option out to begin one", what=what)
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _leave(code: ExitCode) -> NoReturn:
+    output.clear_progress()
+    os._exit(code)

@@ -1,0 +1,185 @@
+"""``punie up | down | restart | status | logs``."""
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from punie_protocol import client as punie
+from punie_protocol.errors import Internal, PunieError
+from punie_supervisor.cli import output
+from punie_supervisor.cli.exit_codes import ExitCode
+from punie_supervisor.clients import launch
+from punie_supervisor.clients.connection import connect, ignore
+from punie_supervisor.clients.errors import DaemonUnreachable
+from punie_supervisor.paths import Paths
+
+ANSWER_TIMEOUT = 5.0
+"""The daemon answers ``_punie/*`` requests itself, within this many seconds."""
+
+STOP_TIMEOUT = 10.0
+"""From the request to end to the released lock, seconds."""
+
+LOAD_TIMEOUT = 600.0
+"""A model of 20 GB from a slow disk."""
+
+
+def up(model: str | None) -> ExitCode:
+    """Start the daemon when none runs, and wait until its model is ready."""
+    paths = Paths.from_environment()
+    if launch.is_running(paths):
+        output.say(f"already running (pid {launch.daemon_pid(paths)})")
+    else:
+        output.say(f"started (pid {launch.start(paths, model=model)})")
+    return asyncio.run(_wait_for_model(paths))
+
+
+def down() -> ExitCode:
+    """Stop the daemon and its children; fine when none runs."""
+    paths = Paths.from_environment()
+    if not launch.is_running(paths):
+        output.say("not running")
+        return ExitCode.OK
+    pid = launch.daemon_pid(paths)
+    try:
+        asyncio.run(_request_shutdown(paths))
+        stopped = launch.wait_gone(paths, STOP_TIMEOUT)
+    except (PunieError, TimeoutError) as error:
+        output.say(f"the daemon does not answer ({error}); ending it by a signal")
+        stopped = False
+    if not stopped and not launch.stop_by_signal(paths):
+        raise PunieError(Internal(message=f"the daemon (pid {pid}) cannot be ended"))
+    output.say(f"stopped (pid {pid})")
+    return ExitCode.OK
+
+
+def status(*, as_json: bool) -> ExitCode:
+    """Print what runs."""
+    report = asyncio.run(_status(Paths.from_environment()))
+    if as_json:
+        output.print_json(report)
+    else:
+        sys.stdout.write(render_status(report))
+    return ExitCode.OK
+
+
+def logs(*, lines: int, follow: bool) -> ExitCode:
+    """Print the end of the log file; with `follow` go on until interrupted."""
+    file = Paths.from_environment().log_file
+    if not file.exists():
+        output.say(f"no log yet ({file})")
+        return ExitCode.OK
+    with file.open(errors="replace") as log:
+        sys.stdout.writelines(deque(log, maxlen=lines))
+        sys.stdout.flush()
+    if follow:
+        for line in _follow(file):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+    return ExitCode.OK
+
+
+def render_status(report: punie.StatusReport) -> str:
+    """Return the report for a person: a paragraph of facts and two tables."""
+    model = report.model
+    process = f", pid {model.pid}, {_size(model.rss_bytes)}" if model.pid else ""
+    daemon = f"pid {report.pid}, {_duration(report.uptime_s)}, {_size(report.rss_bytes)}"
+    lines = [
+        f"daemon   {daemon}, version {report.version}",
+        f"model    {model.name}, {model.state}{process}",
+    ]
+    if model.error is not None:
+        lines.append(f"         {model.error.message}")
+    lines += [
+        "",
+        *_table(("worker", "pid", "state", "memory", "projects"), _worker_rows(report)),
+    ]
+    lines += [
+        "",
+        *_table(("project", "isolation", "state", "sessions"), _project_rows(report)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _worker_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
+    return [
+        (
+            w.id,
+            str(w.pid or "-"),
+            w.state,
+            _size(w.rss_bytes),
+            ", ".join(w.projects) or "-",
+        )
+        for w in report.workers
+    ]
+
+
+def _project_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
+    return [(p.root, p.isolation, p.state, str(p.sessions)) for p in report.projects]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    if not rows:
+        yield f"no {head[0]}s"
+        return
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"up {hours} h {minutes} min" if hours else f"up {minutes} min {rest} s"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+async def _status(paths: Paths) -> punie.StatusReport:
+    async with asyncio.timeout(ANSWER_TIMEOUT), connect(paths.socket, ignore) as client:
+        return await client.call(punie.STATUS, None, punie.StatusReport)
+
+
+async def _request_shutdown(paths: Paths) -> None:
+    async with asyncio.timeout(ANSWER_TIMEOUT), connect(paths.socket, ignore) as client:
+        await client.request(punie.SHUTDOWN)
+
+
+async def _wait_for_model(paths: Paths) -> ExitCode:
+    deadline = time.monotonic() + LOAD_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            model = (await _status(paths)).model
+        except TimeoutError:
+            raise DaemonUnreachable(paths.socket, "no answer in time") from None
+        match model.state:
+            case "ready":
+                output.say(f"ready: model {model.name}")
+                return ExitCode.OK
+            case "failed":
+                if model.error is not None:
+                    output.say_error(model.error)
+                return ExitCode.MODEL
+            case _:
+                output.progress(f"loading model {model.name}")
+                await asyncio.sleep(0.1)
+    output.say(f"error: the model is not ready after {LOAD_TIMEOUT:g} s")
+    return ExitCode.TIMED_OUT
+
+
+def _follow(file: Path) -> Iterator[str]:
+    """Yield lines as they are written, over a rotation too; ends with the process."""
+    log = file.open(errors="replace")
+    log.seek(0, 2)
+    while True:
+        if line := log.readline():
+            yield line
+            continue
+        time.sleep(0.2)
+        if file.exists() and not file.samefile(f"/dev/fd/{log.fileno()}"):
+            log.close()
+            log = file.open(errors="replace")

@@ -1,0 +1,188 @@
+"""The `punie` command: arguments in, exit code out. Heavy imports wait until a command needs them.
+
+Exit codes: see `punie_supervisor.cli.exit_codes`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from punie_protocol.messages.common import Isolation
+
+app = typer.Typer(
+    name="punie",
+    help="One local model, every project: ask your coding agent from the terminal.",
+    epilog="Exit codes: 0 ok, 1 the turn failed, 2 usage, 3 daemon unreachable, 4 model error, "
+    "5 denied, 6 time-out, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PATH",
+        envvar="PUNIE_MODEL",
+        help="Model folder, or a name: 'embedded', or a folder of the models directory.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def ask(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The question; '-' reads it from standard input.")
+    ],
+    directory: Annotated[
+        Path | None,
+        typer.Option("-C", metavar="DIR", help="The project. Default: here."),
+    ] = None,
+    model: ModelOption = None,
+    isolation: Annotated[
+        Isolation | None,
+        typer.Option(help="Who shares the project's worker process: nobody, or other projects."),
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="ID", help="Continue that conversation.")
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Continue the project's last conversation.")
+    ] = False,
+    format: Annotated[
+        str, typer.Option(metavar="text|json|jsonl", help="How the answer is printed.")
+    ] = "text",
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.001, help="Give up after S seconds."),
+    ] = None,
+) -> None:
+    """Ask a question about a project. Standard input, when piped, is added as context."""
+    from punie_supervisor.cli import ask as command
+
+    if format not in list(command.Format):
+        raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
+    if session is not None and last:
+        raise typer.BadParameter("--session and --last exclude each other")
+    if directory is not None and not directory.is_dir():
+        raise typer.BadParameter(f"{directory} is not a folder", param_hint="-C")
+    context = command.read_context()
+    if text == "-":
+        text, context = context, ""
+    if not text.strip():
+        raise typer.BadParameter("the question is empty", param_hint="TEXT")
+    question = command.Question(
+        text=text,
+        context=context,
+        directory=directory,
+        model=resolve_model(model),
+        isolation=isolation,
+        session=session,
+        last=last,
+        format=command.Format(format),
+        timeout=timeout,
+    )
+    raise typer.Exit(command.ask(question))
+
+
+@app.command()
+def up(model: ModelOption = None) -> None:
+    """Start the daemon and wait until its model is loaded."""
+    from punie_supervisor.cli import daemon
+
+    raise typer.Exit(daemon.up(resolve_model(model)))
+
+
+@app.command()
+def down() -> None:
+    """Stop the daemon, its workers and the model host."""
+    from punie_supervisor.cli import daemon
+
+    raise typer.Exit(daemon.down())
+
+
+@app.command()
+def restart(model: ModelOption = None) -> None:
+    """Stop the daemon, then start it again."""
+    from punie_supervisor.cli import daemon
+
+    daemon.down()
+    raise typer.Exit(daemon.up(resolve_model(model)))
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show the daemon, its model, workers and projects."""
+    from punie_supervisor.cli import daemon
+
+    raise typer.Exit(daemon.status(as_json=as_json))
+
+
+@app.command()
+def logs(
+    lines: Annotated[int, typer.Option("-n", min=1, help="How many lines.")] = 100,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+) -> None:
+    """Print the daemon's log."""
+    from punie_supervisor.cli import daemon
+
+    raise typer.Exit(daemon.logs(lines=lines, follow=follow))
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Print Punie's version."""
+    from punie_protocol import handshake
+    from punie_protocol.limits import PROTOCOL
+
+    if as_json:
+        from punie_supervisor.cli import output
+
+        output.print_json({"version": handshake.version(), "protocol": PROTOCOL})
+    else:
+        sys.stdout.write(f"punie {handshake.version()}\n")
+
+
+def resolve_model(model: str | None) -> str | None:
+    """Return a model as the daemon takes it: a name as it is, a path absolute.
+
+    What looks like a path is one: it has a separator, is ``.``, ``..`` or begins with ``~``.
+    """
+    if not model:
+        return None
+    if os.sep in model or model in (os.curdir, os.pardir) or model.startswith("~"):
+        return str(Path(model).expanduser().absolute())
+    return model
+
+
+def main() -> NoReturn:
+    """Run the command and exit with its code; a failure is one line on stderr, no traceback."""
+    from punie_protocol.errors import PunieError
+    from punie_supervisor.cli.exit_codes import ExitCode, exit_code
+
+    try:
+        app()
+    except PunieError as error:
+        from punie_supervisor.cli import output
+
+        output.say_error(error.error)
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        from punie_supervisor.cli import output
+
+        output.silence_stdout()
+        sys.exit(ExitCode.TURN_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What goes where: answers on stdout, everything else on stderr, colours only on a terminal."""
+
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+from punie_protocol.errors import WireError
+
+
+def say(text: str) -> None:
+    """Print one line for a person on stderr."""
+    _clear_progress()
+    sys.stderr.write(f"punie: {text}\n")
+    sys.stderr.flush()
+
+
+def say_error(error: WireError) -> None:
+    """Print a failure on stderr: what happened, and what to do."""
+    say(f"error: {error.message}")
+    if error.hint:
+        sys.stderr.write(f"  {error.hint}\n")
+
+
+def progress(text: str, done: int = 0, total: int = 0) -> None:
+    """Show progress on stderr: in place on a terminal, one line each time the text changes
+    elsewhere."""
+    share = f" {done / total:.0%}" if total else ""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K\x1b[2m{text}{share}\x1b[0m")
+        sys.stderr.flush()
+        _Shown.line = text
+    elif text != _Shown.line:
+        _Shown.line = text
+        sys.stderr.write(f"punie: {text}\n")
+        sys.stderr.flush()
+
+
+def clear_progress() -> None:
+    """Take the progress line away, before something else is printed."""
+    _clear_progress()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document, indented, on stdout."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    sys.stdout.write(text.decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(value: Any) -> None:
+    """Print one JSON document as a line on stdout."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def silence_stdout() -> None:
+    """After a broken pipe: keep the interpreter's last flush from failing too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Shown:
+    """The progress line that stands on the terminal, or was printed last."""
+
+    line: str = ""
+
+
+def _clear_progress() -> None:
+    if _Shown.line and sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    _Shown.line = ""

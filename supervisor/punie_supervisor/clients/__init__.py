@@ -1,0 +1,1 @@
+"""Clients of the daemon: the connection, starting it, one turn."""

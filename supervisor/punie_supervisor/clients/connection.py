@@ -1,0 +1,155 @@
+"""A client's connection to the daemon: ACP JSON-RPC over a WebSocket on the Unix socket."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import UNSET, Raw
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from punie_protocol import jsonrpc
+from punie_protocol.errors import (
+    Internal,
+    LinkClosed,
+    PunieError,
+    RemoteError,
+    TooLarge,
+)
+from punie_protocol.limits import HANDSHAKE_TIMEOUT, MAX_CLIENT_MESSAGE
+from punie_supervisor.clients.errors import DaemonUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from websockets.asyncio.client import ClientConnection
+
+type Handler = Callable[[str, Raw], Awaitable[Any]]
+"""Takes a method and its params; what it returns answers a request."""
+
+
+class Client:
+    """JSON-RPC both ways on one connection. Made by `connect`, owned by one task group.
+
+    `request` may be called concurrently. Notifications and requests of the daemon go to
+    `handler`, one at a time and in order.
+    """
+
+    def __init__(self, websocket: ClientConnection, handler: Handler) -> None:
+        self._websocket = websocket
+        self._handler = handler
+        self._ids = itertools.count(1)
+        self._waiting: dict[jsonrpc.RpcId, asyncio.Future[Raw]] = {}
+
+    async def request(self, method: str, params: Any = None) -> Raw:
+        """Return the result. Raises `RemoteError` for an error answer, `LinkClosed` when the
+        daemon went away. No deadline of its own: wrap it in one."""
+        id = next(self._ids)
+        self._waiting[id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(jsonrpc.request(id, method, params if params is not None else {}))
+            return await self._waiting[id]
+        finally:
+            del self._waiting[id]
+
+    async def call[R](self, method: str, params: Any, result: type[R]) -> R:
+        """Return the typed result of `request`."""
+        return msgspec.json.decode(await self.request(method, params), type=result)
+
+    async def notify(self, method: str, params: Any) -> None:
+        """Send a notification."""
+        await self._send(jsonrpc.notification(method, params))
+
+    async def run(self) -> None:
+        """Read until the connection ends; then every waiting request gets `LinkClosed`."""
+        reason = "the daemon closed the connection"
+        try:
+            async for body in self._websocket:
+                await self._dispatch(jsonrpc.decode(body))
+        except ConnectionClosed as error:
+            reason = _close_reason(error)
+        finally:
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(LinkClosed(reason))
+
+    async def _dispatch(self, envelope: jsonrpc.Envelope) -> None:
+        if envelope.method is UNSET:
+            self._answer(envelope)
+            return
+        params = envelope.params if envelope.params is not UNSET else Raw(b"{}")
+        result = await self._handler(envelope.method, params)
+        if envelope.id is not UNSET:
+            await self._send(jsonrpc.response(envelope.id, result))
+
+    def _answer(self, envelope: jsonrpc.Envelope) -> None:
+        future = self._waiting.get(envelope.id) if envelope.id is not UNSET else None
+        if future is None or future.done():
+            return
+        if envelope.error is not UNSET:
+            future.set_exception(_remote_error(jsonrpc.decode_error(envelope.error)))
+        else:
+            future.set_result(envelope.result if envelope.result is not UNSET else Raw(b"null"))
+
+    async def _send(self, body: bytes) -> None:
+        if len(body) > MAX_CLIENT_MESSAGE:
+            raise PunieError(
+                TooLarge(
+                    message=f"the question is {len(body)} bytes long, "
+                    f"the limit is {MAX_CLIENT_MESSAGE}",
+                    hint="give a shorter text, or name a file for Punie to read",
+                    limit=MAX_CLIENT_MESSAGE,
+                    actual=len(body),
+                )
+            )
+        try:
+            await self._websocket.send(body, text=True)
+        except ConnectionClosed as error:
+            raise LinkClosed(_close_reason(error)) from None
+
+
+@asynccontextmanager
+async def connect(socket: Path, handler: Handler) -> AsyncGenerator[Client]:
+    """Connect to the daemon's socket and read in the background while the context is open.
+
+    Raises `DaemonUnreachable` when nobody answers there within `HANDSHAKE_TIMEOUT` seconds.
+    """
+    try:
+        websocket = await unix_connect(
+            str(socket),
+            compression=None,
+            max_size=2 * MAX_CLIENT_MESSAGE,
+            open_timeout=HANDSHAKE_TIMEOUT,
+            close_timeout=1,
+        )
+    except (OSError, InvalidHandshake, EOFError) as error:
+        raise DaemonUnreachable(socket, str(error) or type(error).__name__) from None
+    client = Client(websocket, handler)
+    reader = asyncio.create_task(client.run())
+    try:
+        yield client
+    finally:
+        await websocket.close()
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+
+async def ignore(_method: str, _params: Raw) -> None:
+    """Handler of a client that expects no notifications."""
+
+
+def _remote_error(error: jsonrpc.RpcError) -> RemoteError:
+    if error.data is not UNSET and error.data.punie is not UNSET:
+        return RemoteError(error.data.punie)
+    return RemoteError(Internal(message=f"{error.message} (JSON-RPC {error.code})"))
+
+
+def _close_reason(error: ConnectionClosed) -> str:
+    received = error.rcvd
+    if received is not None and received.reason:
+        return received.reason
+    return "the daemon ended the connection"

@@ -1,0 +1,118 @@
+"""Starting, finding and stopping the daemon."""
+
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from punie_protocol.errors import Internal, TimedOut, WireError
+from punie_supervisor.clients.errors import StartFailed
+from punie_supervisor.paths import Paths
+
+START_TIMEOUT = 20.0
+"""From the start of the daemon's process to its listening socket, seconds."""
+
+
+class Readiness(msgspec.Struct):
+    """The line a starting daemon writes: its pid, or why it ends."""
+
+    pid: int | None = None
+    error: WireError | None = None
+
+
+def is_running(paths: Paths) -> bool:
+    """Return whether a daemon holds the lifetime lock."""
+    try:
+        with paths.lock_file.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def daemon_pid(paths: Paths) -> int | None:
+    """Return the pid in the lock file of a running daemon."""
+    if not is_running(paths):
+        return None
+    text = paths.lock_file.read_text(errors="replace").strip()
+    return int(text) if text.isdecimal() else None
+
+
+def start(paths: Paths, *, model: str | None = None) -> int:
+    """Start a detached daemon and return its pid once its socket listens.
+
+    Blocks up to `START_TIMEOUT`. Raises `StartFailed` with the daemon's own reason.
+    """
+    paths.prepare()
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "punie_supervisor.main", "--detached"]
+    command += ["--ready-fd", str(write_end)]
+    if model is not None:
+        command += ["--model", model]
+    with os.fdopen(read_end, "rb") as pipe, paths.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=[write_end],
+            start_new_session=True,
+        )
+        os.close(write_end)
+        answer = _read_readiness(process, pipe.fileno(), paths.log_file)
+    if answer.error is not None:
+        raise StartFailed(answer.error)
+    # The daemon outlives us; nobody is to wait for it.
+    process.returncode = 0
+    return answer.pid or process.pid
+
+
+def stop_by_signal(paths: Paths, *, patience: float = 6.0) -> bool:
+    """End a daemon that does not answer: SIGTERM, after `patience` seconds SIGKILL.
+
+    Returns whether it is gone. Only the process that holds the lock is signalled.
+    """
+    for step in (signal.SIGTERM, signal.SIGKILL):
+        if (pid := daemon_pid(paths)) is None:
+            return not is_running(paths)
+        try:
+            os.kill(pid, step)
+        except ProcessLookupError:
+            return True
+        if wait_gone(paths, patience):
+            return True
+    return False
+
+
+def wait_gone(paths: Paths, patience: float) -> bool:
+    """Wait up to `patience` seconds until no daemon holds the lock; return whether that is so."""
+    deadline = time.monotonic() + patience
+    while is_running(paths):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _read_readiness(process: subprocess.Popen[bytes], fd: int, log_file: Path) -> Readiness:
+    ready, _, _ = select.select([fd], [], [], START_TIMEOUT)
+    if not ready:
+        process.kill()
+        process.wait()
+        message = f"the daemon was not ready within {START_TIMEOUT:g} s"
+        raise StartFailed(TimedOut(message=message, hint="see: punie logs", limit_s=START_TIMEOUT))
+    line = os.read(fd, 65536)
+    if not line:
+        code = process.wait(timeout=5)
+        message = f"the daemon ended with exit code {code} before it was ready"
+        raise StartFailed(Internal(message=message, hint=f"see {log_file}"))
+    return msgspec.json.decode(line, type=Readiness)

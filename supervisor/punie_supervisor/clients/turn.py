@@ -1,0 +1,178 @@
+"""What a turn looks like from outside, collected from its updates. Pure."""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from punie_protocol.client import ResultMeta, UpdateMeta
+from punie_protocol.errors import WireError
+from punie_protocol.messages.common import Isolation, Timings, Usage
+
+
+class ToolCallReport(msgspec.Struct, kw_only=True):
+    """A tool call of a turn; `parent` is the id of the `execute_code` it came from."""
+
+    id: str
+    name: str
+    arguments: Any = None
+    ok: bool | None = None
+    duration_ms: float | None = None
+    parent: str | None = None
+    result: Any = None
+
+
+class TurnReport(msgspec.Struct, kw_only=True):
+    """``punie ask --format json``."""
+
+    answer: str
+    session_id: str
+    project: str
+    model: str | None = None
+    isolation: Isolation | None = None
+    stop_reason: str | None = None
+    tool_calls: list[ToolCallReport] = []
+    usage: Usage = Usage()
+    timings_ms: Timings = Timings()
+    error: WireError | None = None
+
+
+class EventKind(StrEnum):
+    """What an update means to somebody who watches."""
+
+    TEXT = "text"
+    THOUGHT = "thought"
+    TOOL_STARTED = "tool_call"
+    TOOL_FINISHED = "tool_result"
+    OTHER = "other"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One update, simplified. `new_block` is true for text that does not continue the last."""
+
+    kind: EventKind
+    text: str = ""
+    new_block: bool = False
+    tool: ToolCallReport | None = None
+
+
+class _MetaHolder(msgspec.Struct):
+    punie: UpdateMeta = UpdateMeta()
+
+
+class _Content(msgspec.Struct):
+    text: str = ""
+
+
+class _Update(msgspec.Struct, rename={"meta": "_meta"}):
+    sessionUpdate: str
+    content: msgspec.Raw | None = None
+    toolCallId: str = ""
+    title: str | None = None
+    status: str | None = None
+    rawInput: Any = None
+    rawOutput: Any = None
+    messageId: str | None = None
+    meta: _MetaHolder = msgspec.field(default_factory=_MetaHolder)
+
+
+class _Notification(msgspec.Struct, rename={"session_id": "sessionId", "meta": "_meta"}):
+    session_id: str
+    update: _Update
+    meta: _MetaHolder = msgspec.field(default_factory=_MetaHolder)
+
+
+class _ResultMetaHolder(msgspec.Struct):
+    punie: ResultMeta | None = None
+
+
+class PromptResult(msgspec.Struct, rename={"stop_reason": "stopReason", "meta": "_meta"}):
+    """The response to ``session/prompt``."""
+
+    stop_reason: str
+    meta: _ResultMetaHolder = msgspec.field(default_factory=_ResultMetaHolder)
+
+
+class TurnCollector:
+    """Builds a `TurnReport` from the ``session/update`` notifications of one session.
+
+    The answer is the text after the last tool call; a block that is superseded (the model host
+    was restarted) is dropped when its successor begins.
+    """
+
+    def __init__(self, session_id: str, project: str) -> None:
+        self.report = TurnReport(answer="", session_id=session_id, project=project)
+        self._tools: dict[str, ToolCallReport] = {}
+        self._blocks: dict[str | None, list[str]] = {}
+        self._last_block: str | None = None
+
+    def update(self, params: bytes | msgspec.Raw) -> Event:
+        """Take one notification's params in and say what it means."""
+        notification = msgspec.json.decode(params, type=_Notification)
+        update = notification.update
+        match update.sessionUpdate:
+            case "agent_message_chunk":
+                return self._text(update)
+            case "agent_thought_chunk":
+                return Event(kind=EventKind.THOUGHT, text=_text_of(update))
+            case "tool_call":
+                return self._tool_started(update)
+            case "tool_call_update":
+                return self._tool_updated(update)
+            case _:
+                return Event(kind=EventKind.OTHER)
+
+    def finish(self, result: PromptResult) -> TurnReport:
+        """Complete the report with the response."""
+        report = self.report
+        report.stop_reason = result.stop_reason
+        if (meta := result.meta.punie) is not None:
+            report.model, report.isolation = meta.model, meta.isolation
+            report.usage, report.timings_ms, report.error = (
+                meta.usage,
+                meta.timings_ms,
+                meta.error,
+            )
+        return report
+
+    def _text(self, update: _Update) -> Event:
+        text = _text_of(update)
+        new = update.messageId not in self._blocks
+        if new:
+            self._blocks = {update.messageId: []}
+        self._blocks[update.messageId].append(text)
+        self.report.answer = "".join(self._blocks[update.messageId])
+        return Event(kind=EventKind.TEXT, text=text, new_block=new)
+
+    def _tool_started(self, update: _Update) -> Event:
+        meta = update.meta.punie
+        tool = ToolCallReport(
+            id=update.toolCallId,
+            name=meta.tool or update.title or "",
+            arguments=update.rawInput,
+            parent=meta.parent,
+        )
+        self._tools[tool.id] = tool
+        self.report.tool_calls.append(tool)
+        self._blocks = {}
+        self.report.answer = ""
+        return Event(kind=EventKind.TOOL_STARTED, tool=tool)
+
+    def _tool_updated(self, update: _Update) -> Event:
+        tool = self._tools.get(update.toolCallId)
+        if tool is None:
+            return Event(kind=EventKind.OTHER)
+        if update.rawInput is not None:
+            tool.arguments = update.rawInput
+        if update.status not in ("completed", "failed"):
+            return Event(kind=EventKind.OTHER)
+        tool.ok = update.status == "completed"
+        tool.result = update.rawOutput
+        tool.duration_ms = update.meta.punie.duration_ms
+        return Event(kind=EventKind.TOOL_FINISHED, tool=tool)
+
+
+def _text_of(update: _Update) -> str:
+    if update.content is None:
+        return ""
+    return msgspec.json.decode(update.content, type=_Content).text

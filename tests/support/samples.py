@@ -1,0 +1,132 @@
+"""One of every message, for golden bytes and round trips."""
+
+from typing import Any
+
+import msgspec
+
+from punie_protocol import errors
+from punie_protocol.messages import common, to_model_client, to_model_host, to_supervisor, to_worker
+
+LIMITS = common.Limits(max_frame=1024, max_queued_frames=8)
+MODEL = common.ModelInfo(
+    name="embedded",
+    folder="/models/embedded",
+    context_window=1024,
+    prompt_style=common.PromptStyle.LEARNED,
+    tool_call_format="qwen3-coder",
+    max_output_tokens=700,
+)
+USAGE = common.Usage(input_tokens=10, cached_tokens=4, output_tokens=3)
+LOST = errors.ProcessLost(message="worker-1 ended", hint="ask again", process="worker-1", pid=7)
+
+UNIONS: dict[str, Any] = {
+    "to_supervisor": to_supervisor.ToSupervisor,
+    "to_worker": to_worker.ToWorker,
+    "control_to_model_host": to_model_host.ControlToModelHost,
+    "client_to_model_host": to_model_host.ClientToModelHost,
+    "to_model_client": to_model_client.ToModelClient,
+}
+
+SAMPLES: dict[str, list[msgspec.Struct]] = {
+    "to_supervisor": [
+        to_supervisor.Hello(
+            protocol=1, version="0.1.0", role=common.Role.WORKER, pid=7, limits=LIMITS
+        ),
+        to_supervisor.Ready(),
+        to_supervisor.ProjectReady(project_id="p1", activate_ms=12.5),
+        to_supervisor.ProjectFailed(project_id="p1", error=LOST),
+        to_supervisor.AgentMessage(session_id="s1", body=b'{"jsonrpc":"2.0","id":1,"result":{}}'),
+        to_supervisor.StoreDelta(
+            request_id=1, session_id="s1", prompt_id="q1", ordinal=0, data=b"[]"
+        ),
+        to_supervisor.EffectStarted(
+            request_id=2,
+            session_id="s1",
+            prompt_id="q1",
+            effect_id="e1",
+            tool="edit_file",
+            arguments=b"{}",
+        ),
+        to_supervisor.EffectFinished(
+            request_id=3, session_id="s1", effect_id="e1", ok=True, summary="1 line changed"
+        ),
+        to_supervisor.ModelState(
+            request_id=-1,
+            state=to_supervisor.Load.FAILED,
+            name="x",
+            done_bytes=1,
+            total_bytes=2,
+            model=MODEL,
+            error=errors.ModelLoadFailed(message="no", folder="/x", file="config.json"),
+        ),
+        to_supervisor.Pong(nonce=5, busy=1),
+    ],
+    "to_worker": [
+        to_worker.Welcome(protocol=1, version="0.1.0", limits=LIMITS, model_socket="/run/m.sock"),
+        to_worker.OpenProject(
+            project_id="p1", root="/src/a", isolation=common.Isolation.PROCESS, client_id="c0ffee"
+        ),
+        to_worker.CloseProject(project_id="p1", reason="idle"),
+        to_worker.OpenSession(session_id="s1", project_id="p1", deltas=[b"[]"]),
+        to_worker.CloseSession(session_id="s1", reason="deleted"),
+        to_worker.ClientMessage(session_id="s1", body=b"{}"),
+        to_worker.Stored(request_id=1, error=errors.Internal(message="disk full")),
+        to_worker.Ping(nonce=5),
+        to_worker.Stop(reason="shutdown", deadline_s=2.0),
+    ],
+    "control_to_model_host": [
+        to_model_host.Welcome(protocol=1, version="0.1.0", limits=LIMITS),
+        to_model_host.LoadModel(request_id=4, model="embedded"),
+        to_model_host.Ping(nonce=5),
+        to_model_host.Stop(reason="shutdown", deadline_s=2.0),
+    ],
+    "client_to_model_host": [
+        to_model_host.ClientHello(
+            protocol=1, version="0.1.0", role=common.Role.WORKER, pid=7, limits=LIMITS
+        ),
+        to_model_host.Generate(
+            request_id=9,
+            client_id="c0ffee",
+            conversation_id="s1",
+            priority=common.Priority.INTERACTIVE,
+            messages=[
+                to_model_host.SystemMessage(text="be brief"),
+                to_model_host.UserMessage(text="hi"),
+                to_model_host.AssistantMessage(
+                    text="",
+                    tool_calls=[
+                        to_model_host.ToolCallPart(
+                            call_id="t1", name="read_file", arguments='{"a": 1}'
+                        )
+                    ],
+                ),
+                to_model_host.ToolMessage(call_id="t1", name="read_file", text="ok"),
+            ],
+            tools=[
+                to_model_host.ToolSchema(name="read_file", description="Read.", parameters="{}")
+            ],
+            sampling=to_model_host.Sampling(temperature=0.5, stop=["\n\n"]),
+        ),
+        to_model_host.CancelGenerate(request_id=9),
+    ],
+    "to_model_client": [
+        to_model_client.ModelWelcome(protocol=1, version="0.1.0", limits=LIMITS, model=MODEL),
+        to_model_client.ModelChanged(model=MODEL),
+        to_model_client.Refused(
+            error=errors.VersionSkew(message="protocol 2 met protocol 1", ours=1, theirs=2)
+        ),
+        to_model_client.PrefillProgress(request_id=9, done=5, total=10),
+        to_model_client.TextDelta(request_id=9, text="häl"),
+        to_model_client.ThinkingDelta(request_id=9, text="hm"),
+        to_model_client.ToolCall(request_id=9, call_id="t1", name="read_file", arguments="{}"),
+        to_model_client.Finished(
+            request_id=9,
+            stop_reason=to_model_client.StopReason.STOP,
+            usage=USAGE,
+            timings=to_model_client.StepTimings(queue=0.5, prefill=10.0, decode=20.0),
+        ),
+        to_model_client.Failed(
+            request_id=9, error=errors.Cancelled(message="cancelled"), usage=USAGE
+        ),
+    ],
+}
