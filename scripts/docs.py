@@ -28,6 +28,18 @@ LINKS: tuple[tuple[str, str, Any], ...] = (
 )
 """Every link's direction, module and union of messages."""
 
+FRAMES = (
+    f"Frames: a {limits.FRAME_HEADER_SIZE}-byte big-endian length, then that many bytes of "
+    f"MessagePack (at most {limits.MAX_FRAME}): one map whose `type` names the message. "
+    f"Protocol number {limits.PROTOCOL}. The first exchange on each link is a handshake "
+    f"(`hello` → `welcome`, `client_hello` → `model_welcome` or `refused`) within "
+    f"{limits.HANDSHAKE_TIMEOUT:g} s. Who sends what:"
+)
+TOOLS_INTRODUCTION = (
+    "Generated from `punie_protocol.tools` by `make docs`. The model calls them directly, or "
+    "from the Python it writes for `execute_code`, with the same names and results."
+)
+
 EXTENSIONS = (
     (client.ACCEPTED, "daemon → client", "notification", client.Accepted, None),
     (client.PROGRESS, "daemon → client", "notification", client.Progress, None),
@@ -61,11 +73,7 @@ def protocol_page() -> str:
     parts = [
         "# Protocol",
         "Generated from `punie_protocol` by `make docs`; a test checks that it is not stale.",
-        f"Frames: a {limits.FRAME_HEADER_SIZE}-byte big-endian length, then that many bytes of "
-        f"MessagePack (at most {limits.MAX_FRAME}): one map whose `type` names the message. "
-        f"Protocol number {limits.PROTOCOL}. The first exchange on each link is a handshake "
-        f"(`hello` → `welcome`, `client_hello` → `model_welcome` or `refused`) within "
-        f"{limits.HANDSHAKE_TIMEOUT:g} s. Who sends what:",
+        FRAMES,
         _diagram(),
     ]
     for direction, module, union in LINKS:
@@ -79,8 +87,8 @@ def protocol_page() -> str:
         "Punie adds `_meta.punie` and these methods."
     )
     parts.append(_table(("method", "direction", "kind", "params", "result"), _extension_rows()))
-    for cls in (client.SessionMeta, client.PromptMeta, client.UpdateMeta, client.ResultMeta):
-        parts.append(f"**{cls.__name__}** ({_fields(cls)}): {_doc(cls)}")
+    metas = (client.SessionMeta, client.PromptMeta, client.UpdateMeta, client.ResultMeta)
+    parts += [f"**{cls.__name__}** ({_fields(cls)}): {_doc(cls)}" for cls in metas]
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,8 +96,7 @@ def tools_page() -> str:
     """Return the page of the tools."""
     parts = [
         "# Tools",
-        "Generated from `punie_protocol.tools` by `make docs`. The model calls them directly, or "
-        "from the Python it writes for `execute_code`, with the same names and results.",
+        TOOLS_INTRODUCTION,
     ]
     parts += [_tool_section(tool) for tool in TOOLS.values()]
     parts.append(f"## As the model's code sees them\n\n```python\n{stubs()}```")

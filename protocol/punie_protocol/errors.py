@@ -3,7 +3,7 @@
 On the wire every failure is one Struct of the tagged union `WireError`. Its class says whose
 fault it is and whether trying again can help, so no peer guesses from a text::
 
-    PunieError                   root of every exception Punie raises on purpose; carries a WireError
+    PunieError                   root of what Punie raises on purpose; carries a WireError
     ├── RemoteError              the peer answered with a WireError
     ├── LinkClosed               the peer is gone
     └── ProtocolError            the peer does not keep the frame protocol; the link is over

@@ -52,7 +52,8 @@ class ThinkingDelta(Message, frozen=True, tag="thinking_delta"):
 
 
 class ToolCall(Message, frozen=True, tag="tool_call"):
-    """A whole tool call. `arguments` is the JSON text of an object, checked to be one; whether it fits the
+    """A whole tool call. `arguments` is the JSON text of an object, checked to be one; whether it
+    fits the
     tool's schema is the worker's to check."""
 
     request_id: int

@@ -9,7 +9,6 @@ import stat
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -49,11 +48,11 @@ class Format(StrEnum):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What to ask, and how; `model` is a name or an absolute path."""
+    """What to ask, and how; `directory` is a real path, `model` a name or an absolute path."""
 
     text: str
     context: str
-    directory: Path | None
+    directory: str
     model: str | None
     isolation: Isolation | None
     session: str | None
@@ -191,7 +190,7 @@ class _Turn:
     async def _session(self, client: Client) -> tuple[str, str]:
         """Return the session's id and its project's root."""
         question = self._question
-        directory = os.path.realpath(question.directory or Path.cwd())
+        directory = question.directory
         if question.session is not None:
             async for info in _sessions(client, None):
                 if info.session_id == question.session:

@@ -81,7 +81,7 @@ def ask(
     question = command.Question(
         text=text,
         context=context,
-        directory=directory,
+        directory=os.path.realpath(directory or os.curdir),
         model=resolve_model(model),
         isolation=isolation,
         session=session,

@@ -66,7 +66,7 @@ class _Content(msgspec.Struct):
 
 class _Update(msgspec.Struct, rename={"meta": "_meta"}):
     sessionUpdate: str
-    content: msgspec.Raw | None = None
+    content: msgspec.Raw = msgspec.Raw(b"{}")
     toolCallId: str = ""
     title: str | None = None
     status: str | None = None
@@ -173,6 +173,4 @@ class TurnCollector:
 
 
 def _text_of(update: _Update) -> str:
-    if update.content is None:
-        return ""
     return msgspec.json.decode(update.content, type=_Content).text

@@ -1,0 +1,198 @@
+"""What goes wrong for users: each time a clear error, and the next question works."""
+
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Punie, alive, daemon_pids, wait_until
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("faults")]
+
+QUESTION = "Find all classes that inherit from ValueError"
+
+
+def works(user: Punie, projects: Path, *args: str) -> None:
+    """Assert that a question is answered."""
+    assert "JSONDecodeError" in user.ask(projects / "json", QUESTION, *args)["answer"]
+
+
+def test_killed_worker(user: Punie, projects: Path, isolation: str) -> None:
+    works(user, projects, "--isolation", isolation)
+    pids = {worker["pid"] for worker in user.status()["workers"]}
+    for pid in pids:
+        user.kill(pid)
+    works(user, projects, "--isolation", isolation)
+    assert not alive(pids)
+
+
+def test_killed_model_host(user: Punie, projects: Path, isolation: str) -> None:
+    works(user, projects, "--isolation", isolation)
+    pid = user.status()["model"]["pid"]
+    user.kill(pid)
+    works(user, projects, "--isolation", isolation)
+    assert user.status()["model"]["pid"] != pid
+
+
+def test_killed_daemon_takes_its_children_along(user: Punie, projects: Path) -> None:
+    works(user, projects)
+    report = user.status()
+    children = {worker["pid"] for worker in report["workers"]} | {report["model"]["pid"]}
+    everything = daemon_pids(user.home)
+    assert children < everything
+    user.kill(report["pid"])
+    start = time.monotonic()
+    wait_until(lambda: not alive(everything), "children gone", lambda: str(alive(everything)), 5)
+    assert time.monotonic() - start < 5
+    works(user, projects)
+
+
+def test_no_daemon(tmp_path: Path, projects: Path) -> None:
+    user = Punie(tmp_path)
+    try:
+        result = user.run("status")
+        assert result.returncode == 3
+        assert "punie up" in result.stderr
+        assert user.run("down").returncode == 0
+        result = user.run("ask", "-C", projects / "json", QUESTION)
+        assert result.returncode == 0
+        assert "starting the daemon" in result.stderr
+    finally:
+        user.close()
+
+
+def test_dead_socket_and_empty_lock_file(tmp_path: Path, projects: Path) -> None:
+    user = Punie(tmp_path)
+    run = tmp_path / "punie" / "run"
+    run.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(run / "punie.sock"))
+    (run / "punie.lock").touch()
+    (run / "model.sock").touch()
+    try:
+        assert user.run("status").returncode == 3
+        works(user, projects)
+    finally:
+        user.close()
+
+
+def test_bad_model_folders(user: Punie, projects: Path, tmp_path: Path) -> None:
+    import punie_model_host.embedded
+
+    [folder] = punie_model_host.embedded.__path__
+    half = tmp_path / "half"
+    half.mkdir()
+    for file in Path(folder).iterdir():
+        if file.is_file():
+            data = file.read_bytes()
+            size = len(data) // 2 if file.suffix == ".safetensors" else len(data)
+            (half / file.name).write_bytes(data[:size])
+    unsupported = tmp_path / "unsupported"
+    unsupported.mkdir()
+    (unsupported / "config.json").write_text('{"model_type": "perceptron"}')
+    for model, named in (
+        (tmp_path / "nowhere", "nowhere"),
+        (half, "model.safetensors"),
+        (unsupported, "perceptron"),
+    ):
+        result = user.run("ask", "-C", projects / "json", "--model", model, QUESTION)
+        assert result.returncode == 4, result.stderr
+        assert named in result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+    works(user, projects)
+
+
+def test_daemon_started_with_a_bad_model_lives_on(tmp_path: Path, projects: Path) -> None:
+    user = Punie(tmp_path)
+    try:
+        result = user.run("ask", "-C", projects / "json", "--model", tmp_path / "nowhere", QUESTION)
+        assert result.returncode == 4
+        assert "nowhere" in result.stderr
+        works(user, projects)
+    finally:
+        user.close()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_outside_the_root_is_not_read(
+    user: Punie, tmp_path: Path, isolation: str, *, link: bool
+) -> None:
+    (tmp_path / "secret.md").write_text("# Quixotic Marmalade\n")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "readme.md").symlink_to(tmp_path / "secret.md")
+    name = "readme.md" if link else "../secret.md"
+    report = user.ask(project, f"What is the title of {name}?", "--isolation", isolation)
+    assert "Quixotic" not in json.dumps(report)
+    reads = [call for call in report["tool_calls"] if call["name"] == "read_file"]
+    assert reads
+    assert not any(call["ok"] for call in reads)
+
+
+def test_a_question_of_one_megabyte(user: Punie, projects: Path) -> None:
+    text = "What is this? " + "word " * 200_000
+    first = user.ask(projects / "json", "How many Python files are there?")
+    result = user.run(
+        "ask", "-C", projects / "json", "--session", first["session_id"], "-", input=text
+    )
+    assert result.returncode == 1
+    assert "tokens" in result.stderr
+    assert "1024" in result.stderr
+    assert result.stdout == ""
+    again = user.ask(projects / "json", "Which ones?", "--session", first["session_id"])
+    assert "decoder.py" in again["answer"]
+
+
+def test_a_question_over_the_limit_of_a_message(user: Punie, projects: Path) -> None:
+    result = user.run("ask", "-C", projects / "json", "-", input="x" * 9_000_000)
+    assert result.returncode == 2
+    assert "8388608" in result.stderr
+    works(user, projects)
+
+
+def test_interrupt_cancels_the_turn(user: Punie, projects: Path) -> None:
+    works(user, projects)
+    process = user.popen(
+        "ask", "-C", projects / "asyncio", "--format", "jsonl", "Find all Python files"
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["type"] == "accepted"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    works(user, projects)
+
+
+def test_timeout(user: Punie, projects: Path) -> None:
+    works(user, projects)
+    result = user.run(
+        "ask", "-C", projects / "asyncio", "--timeout", "0.05", "Find all Python files"
+    )
+    assert result.returncode == 6, result.stderr
+    assert "0.05 s" in result.stderr
+    works(user, projects)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("ask",), "TEXT"),
+        (("ask", ""), "empty"),
+        (("ask", "-C", "/does/not/exist", "x"), "/does/not/exist"),
+        (("ask", "--isolation", "cell", "x"), "cell"),
+        (("ask", "--format", "xml", "x"), "xml"),
+        (("ask", "--session", "a", "--last", "x"), "--last"),
+        (("ask", "--session", "no-such-session", "x"), "no-such-session"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_usage_errors(user: Punie, args: tuple[str, ...], named: str) -> None:
+    result = user.run(*args)
+    assert result.returncode == 2, result.stderr
+    assert named in result.stderr
+    assert result.stdout == ""
