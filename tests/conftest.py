@@ -1,6 +1,5 @@
 """Fixtures every test may use, and the leak check that every test gets."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -61,9 +60,9 @@ class _Resources:
 def _descriptors() -> dict[int, str]:
     folder = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
     found: dict[int, str] = {}
-    for name in os.listdir(folder):
+    for entry in folder.iterdir():
         try:
-            found[int(name)] = os.readlink(folder / name)
+            found[int(entry.name)] = str(entry.readlink())
         except OSError:  # the descriptor of the listing itself
             continue
     return found

@@ -118,6 +118,11 @@ class FrameLink[M](asyncio.BufferedProtocol):
         """Whether nothing can be sent any more."""
         return self._closed.done()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes sent that the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     async def wait_closed(self) -> str:
         """Wait for the end of the link and return its reason."""
         return await asyncio.shield(self._closed)

@@ -68,10 +68,10 @@ def test_dead_socket_and_empty_lock_file(tmp_path: Path, projects: Path) -> None
     user = Punie(tmp_path)
     run = tmp_path / "punie" / "run"
     run.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(run / "punie.sock"))
+    for name in ("punie.sock", "model.sock"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(run / name))
     (run / "punie.lock").touch()
-    (run / "model.sock").touch()
     try:
         assert user.run("status").returncode == 3
         works(user, projects)

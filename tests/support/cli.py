@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 COMMAND = [sys.executable, "-m", "punie_supervisor.cli.main"]
 PATIENCE = 60.0
 """A busy machine may take so long for one command, seconds."""
@@ -81,20 +83,13 @@ class Punie:
 
 
 def daemon_pids(home: Path) -> set[int]:
-    """Return every process whose environment names this home."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            if str(home).encode() in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-                continue
-            if f"PUNIE_HOME={home}/punie".encode() in (entry / "environ").read_bytes():
-                found.add(int(entry.name))
-        except OSError:  # ended meanwhile, or not ours
-            continue
-    return found
+    """Return the daemon of this home and all that descends from it."""
+    lock = home / "punie" / "run" / "punie.lock"
+    text = lock.read_text().strip() if lock.exists() else ""
+    if not text or not psutil.pid_exists(int(text)):
+        return set()
+    daemon = psutil.Process(int(text))
+    return {daemon.pid} | {child.pid for child in daemon.children(recursive=True)}
 
 
 def alive(pids: set[int]) -> set[int]:

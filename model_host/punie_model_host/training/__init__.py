@@ -1,0 +1,1 @@
+"""Makes the embedded model: data, tokenizer, training, export and evaluation."""

@@ -1,0 +1,110 @@
+"""The model host's small pure parts: stop strings, scheduler, prefix search, BLAS choice."""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from punie_model_host import blas
+from punie_model_host.prompt_cache import common_prefix
+from punie_model_host.scheduler import Scheduler
+from punie_model_host.stops import StopStrings
+from punie_protocol.messages.common import Priority
+
+
+@given(
+    st.text("abc", max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 30), max_size=5),
+)
+def test_text_ends_before_the_first_stop_string(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    edges = [0, *sorted(min(at, len(text)) for at in cuts), len(text)]
+    stream = StopStrings(stops)
+    passed = ""
+    for a, b in pairwise(edges):
+        passed += stream.feed(text[a:b])
+        assert not any(stop in passed for stop in stops)
+    passed += stream.finish()
+    assert text.startswith(passed)
+    assert stream.stopped == any(stop in text for stop in stops)
+    if not stream.stopped:
+        assert passed == text
+
+
+def test_a_stop_string_in_pieces_never_leaks() -> None:
+    stream = StopStrings(["</end>"])
+    assert [stream.feed(text) for text in ("a<", "/e", "x</", "end", ">b")] == [
+        "a",
+        "",
+        "</ex",
+        "",
+        "",
+    ]
+    assert stream.stopped
+
+
+def test_interactive_goes_first_and_clients_take_turns() -> None:
+    scheduler: Scheduler[str] = Scheduler(10)
+    for request, client, priority in (
+        ("a1", "a", Priority.INTERACTIVE),
+        ("z1", "z", Priority.BACKGROUND),
+        ("a2", "a", Priority.INTERACTIVE),
+        ("a3", "a", Priority.INTERACTIVE),
+        ("b1", "b", Priority.INTERACTIVE),
+        ("b2", "b", Priority.INTERACTIVE),
+    ):
+        assert scheduler.push(request, client, priority)
+    order = [scheduler.pop() for _ in range(7)]
+    assert order == ["a1", "b1", "a2", "b2", "a3", "z1", None]
+
+
+def test_the_queue_is_bounded_and_gives_up_what_is_cancelled() -> None:
+    scheduler: Scheduler[int] = Scheduler(3)
+    assert [scheduler.push(n, f"c{n % 2}", Priority.INTERACTIVE) for n in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert scheduler.remove(lambda n: n in (0, 2, 9)) == [0, 2]
+    assert (len(scheduler), scheduler.pop(), scheduler.pop()) == (1, 1, None)
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_common_prefix(a: bytes, b: bytes) -> None:
+    size = common_prefix(a, b)
+    assert a[:size] == b[:size]
+    assert size == min(len(a), len(b)) or a[size] != b[size]
+    assert common_prefix(a, a + b) == len(a)
+
+
+def test_blas_is_taken_from_the_pointer_or_the_environment(tmp_path: Path) -> None:
+    library = tmp_path / "libopenblas.so.0"
+    library.touch()
+    pointer = tmp_path / "share" / "punie" / "openblas.path"
+    assert blas.wanted({}, tmp_path, "linux") is None
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text(f"{library}\n")
+    assert blas.wanted({}, tmp_path, "linux") == library
+    assert blas.wanted({}, tmp_path, "darwin") is None
+    assert blas.wanted({blas.CHOICE: ""}, tmp_path, "linux") is None
+    assert blas.wanted({blas.CHOICE: str(tmp_path / "none.so")}, tmp_path, "linux") is None
+    second = blas.with_preload({"LD_PRELOAD": "/x.so", "A": "1"}, library, threads=3)
+    assert second["LD_PRELOAD"] == f"{library} /x.so"
+    assert (second["OPENBLAS_NUM_THREADS"], second["A"]) == ("3", "1")
+    assert blas.wanted(second, tmp_path, "linux") is None
+
+
+def test_no_child_inherits_the_preload(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in ("", "/x.so"):
+        second = blas.with_preload({"LD_PRELOAD": before}, Path("/blas.so"), threads=1)
+        for key, value in second.items():
+            monkeypatch.setenv(key, value)
+        assert blas.after_restart() == "/blas.so"
+        assert os.environ.get("LD_PRELOAD", "") == before
+        assert blas.after_restart() == ""
