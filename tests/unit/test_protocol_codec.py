@@ -1,5 +1,8 @@
 """Frames and messages: what goes in comes out; everything else is one typed error."""
 
+from contextlib import suppress
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -20,7 +23,7 @@ def decode_all(data: bytes, pieces: list[int]) -> list[bytes]:
     decoder = FrameDecoder()
     payloads: list[bytes] = []
     cuts = sorted({min(piece, len(data)) for piece in pieces} | {0, len(data)})
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         decoder.feed(data[start:end])
         payloads += decoder.payloads()
     decoder.finish()
@@ -65,22 +68,16 @@ def test_truncated_stream_is_one_error(message: to_worker.ToWorker, data: st.Dat
 def test_garbage_is_a_message_or_one_error(data: bytes) -> None:
     decoder = FrameDecoder(limit=1000)
     decoder.feed(data)
-    try:
+    with suppress(ProtocolError):  # any other exception fails the test
         for payload in decoder.payloads():
             WORKER.decode(payload)
         decoder.finish()
-    except ProtocolError as error:
-        assert error.error.message
 
 
 @given(st.binary(max_size=300))
 def test_garbage_payload_is_invalid(payload: bytes) -> None:
-    try:
-        message = WORKER.decode(payload)
-    except FrameInvalid as error:
-        assert "worker" in str(error)
-    else:
-        assert isinstance(message, to_worker.ToWorker.__value__)
+    with suppress(FrameInvalid):  # any other exception fails the test
+        assert isinstance(WORKER.decode(payload), to_worker.ToWorker.__value__)
 
 
 def test_oversized_length_is_refused_before_the_payload_is_kept() -> None:
@@ -99,17 +96,10 @@ def test_frames_before_a_bad_one_are_delivered() -> None:
     decoder = FrameDecoder(limit=1000)
     good = bytes(encode_frame(to_worker.Ping(nonce=1)))
     decoder.feed(good + (5000).to_bytes(FRAME_HEADER_SIZE))
-    received: list[bytes] = []
+    payloads = decoder.payloads()
+    assert WORKER.decode(next(payloads)) == to_worker.Ping(nonce=1)
     with pytest.raises(FrameTooLarge):
-        received.extend(iter_into(decoder, received))
-    assert [WORKER.decode(payload) for payload in received] == [to_worker.Ping(nonce=1)]
-
-
-def iter_into(decoder: FrameDecoder, received: list[bytes]) -> list[bytes]:
-    """Collect payloads one by one, so that an error keeps those before it."""
-    for payload in decoder.payloads():
-        received.append(payload)
-    return []
+        next(payloads)
 
 
 def test_a_message_for_another_receiver_is_invalid() -> None:

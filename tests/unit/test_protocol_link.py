@@ -84,6 +84,11 @@ def test_a_slow_reader_slows_its_sender_and_loses_nothing() -> None:
     assert asyncio.run(main()) == count
 
 
+def send_without_waiting(link: FrameLink, count: int) -> None:
+    for _ in range(count):
+        link.send_nowait(to_worker.ClientMessage(session_id="s", body=b"x" * 1_000_000))
+
+
 async def send_all(link: FrameLink, count: int, body: bytes) -> None:
     for index in range(count):
         await link.send(to_worker.ClientMessage(session_id=str(index), body=body))
@@ -117,8 +122,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_memory_stays_bounded() -> No
     async def main() -> None:
         async with raw_peer(SUPERVISOR) as (link, _):
             with pytest.raises(LinkClosed, match="too slow"):
-                for _ in range(1000):
-                    link.send_nowait(to_worker.ClientMessage(session_id="s", body=b"x" * 1_000_000))
+                send_without_waiting(link, 1000)
             assert link.is_closed
 
     asyncio.run(main())
