@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from punie_model_host.failures import load_failed
-from punie_protocol.errors import InvalidRequest, NotFound, PunieError
+from punie_protocol.errors import InvalidRequest, PunieError
 
 EMBEDDED: Final = "embedded"
 INDEX: Final = "model.safetensors.index.json"
@@ -73,7 +73,7 @@ def resolve(model: str, models_dir: Path) -> Path:
 
 def check_folder(folder: Path) -> ModelFolder:
     """Return what is in `folder`. Raises `PunieError` with `ModelLoadFailed` that names the first
-    file at fault, or with `NotFound` when there is no such folder."""
+    file at fault."""
     _check_is_folder(folder)
     config = _json_object(folder, "config.json")
     _check_model_type(folder, config)
@@ -94,9 +94,8 @@ def _check_is_folder(folder: Path) -> None:
         with os.scandir(folder):
             pass
     except FileNotFoundError:
-        message = f"{folder}: no such model folder"
         hint = "give an absolute path, or put the folder into Punie's models folder"
-        raise PunieError(NotFound(message=message, hint=hint, what=str(folder))) from None
+        raise load_failed(folder, "", "no such model folder", hint) from None
     except NotADirectoryError:
         hint = "give the folder that holds config.json"
         raise load_failed(folder, "", "is a file, not a model folder", hint) from None

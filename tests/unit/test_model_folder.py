@@ -11,7 +11,7 @@ import pytest
 from punie_model_host.folder import EMBEDDED, INDEX, check_folder, resolve
 from punie_model_host.loading import build
 from punie_model_host.profile import ToolCallFormat
-from punie_protocol.errors import ModelLoadFailed, NotFound, PunieError
+from punie_protocol.errors import ModelLoadFailed, PunieError
 from punie_protocol.messages.common import PromptStyle
 from tests.support.tiny_model import make_tiny_model
 
@@ -178,9 +178,9 @@ def test_parts_that_do_not_fit(folder: Path, damage: Break, file: str, reason: s
 
 
 def test_no_folder_and_no_access(tmp_path: Path) -> None:
-    with pytest.raises(PunieError) as caught:
+    with pytest.raises(PunieError, match="no such model folder") as caught:
         check_folder(tmp_path / "none")
-    assert isinstance(caught.value.error, NotFound)
+    assert isinstance(caught.value.error, ModelLoadFailed)
     (tmp_path / "file").touch()
     with pytest.raises(PunieError, match="is a file"):
         check_folder(tmp_path / "file")

@@ -1,0 +1,194 @@
+"""One child and its keeper, with small programs that misbehave."""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from punie_protocol.handshake import version
+from punie_protocol.limits import PROTOCOL
+from punie_protocol.messages import to_worker
+from punie_protocol.messages.common import Limits, Role
+from punie_supervisor.child import MAX_LINE, MAX_LINES, Child, Exit
+from punie_supervisor.child_spec import ChildSpec, Restart
+from punie_supervisor.keeper import Dialect, Keeper, KeeperState
+from tests.support.supervisor_rig import alive, eventually
+
+DIALECT = Dialect(
+    welcome=to_worker.Welcome(
+        protocol=PROTOCOL, version=version(), limits=Limits(), model_socket=""
+    ),
+    ping=lambda nonce: to_worker.Ping(nonce=nonce),
+    stop=lambda reason, seconds: to_worker.Stop(reason=reason, deadline_s=seconds),
+)
+HELLO = """
+import asyncio, socket, sys, os, signal, subprocess, time
+from punie_protocol.codec import encode_frame
+from punie_protocol.messages.to_supervisor import Ready
+from punie_protocol.handshake import hello
+from punie_protocol.messages.common import Role
+import msgspec
+control = socket.socket(fileno=int(sys.argv[1]))
+def greet(protocol=1):
+    greeting = msgspec.structs.replace(hello(Role.WORKER), protocol=protocol)
+    control.sendall(encode_frame(greeting) + encode_frame(Ready()))
+"""
+
+
+class Recorder:
+    """An inmate that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.exits: list[Exit] = []
+        self.readies = 0
+
+    def ready(self, child: Child) -> None:
+        self.readies += 1
+
+    async def message(self, child: Child, message: Any) -> None:
+        raise AssertionError(message)
+
+    async def down(self, child: Child, exit: Exit) -> None:
+        self.exits.append(exit)
+
+
+def keeper_of(code: str, **options: Any) -> tuple[Keeper, Recorder]:
+    recorder = Recorder()
+    spec = ChildSpec(
+        id="child",
+        role=Role.WORKER,
+        command=(sys.executable, "-c", HELLO + code, "{fd}"),
+        environment={},
+        restart=options.pop("restart", Restart.TEMPORARY),
+        **options,
+    )
+    return Keeper(spec, DIALECT, recorder), recorder
+
+
+def test_stop_is_bounded_and_takes_the_whole_group(tmp_path: Path):
+    note = tmp_path / "pid"
+    code = f"""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+grandchild = subprocess.Popen(["sleep", "100"])
+open({str(note)!r}, "w").write(str(grandchild.pid))
+greet()
+time.sleep(100)
+"""
+
+    async def scenario() -> None:
+        keeper, recorder = keeper_of(code, shutdown_s=1.0)
+        child = await keeper.ready()
+        grandchild = int(note.read_text())
+        assert alive(grandchild)
+        started = time.monotonic()
+        await keeper.stop("enough")
+        assert 0.9 < time.monotonic() - started < 1.4
+        assert not alive(child.pid)
+        await eventually(lambda: not alive(grandchild), within=1)
+        assert keeper.state is KeeperState.IDLE
+        assert [(e.reason, e.asked) for e in recorder.exits] == [("enough", True)]
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_never_gets_ready_is_killed():
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("time.sleep(100)", start_s=0.3)
+        keeper.ask()
+        await eventually(lambda: recorder.exits)
+        assert recorder.exits[0].reason == "not ready within 0.3 s"
+        assert recorder.readies == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_child_of_another_protocol_is_given_up_at_once():
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("greet(99); time.sleep(100)", restart=Restart.PERMANENT)
+        keeper.ask()
+        await eventually(lambda: keeper.state is KeeperState.FAILED)
+        assert "protocol 99" in keeper.failure
+        assert len(recorder.exits) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_program_that_is_not_there_is_given_up():
+    async def scenario() -> None:
+        spec = ChildSpec(
+            id="child",
+            role=Role.WORKER,
+            command=("/no/such/program",),
+            environment={},
+            restart=Restart.PERMANENT,
+            intensity=1,
+        )
+        keeper = Keeper(spec, DIALECT, Recorder())
+        keeper.ask()
+        await eventually(lambda: keeper.state is KeeperState.FAILED)
+        assert "/no/such/program" in keeper.failure
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_closes_its_link_and_lives_on_is_killed():
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("greet(); control.close(); time.sleep(100)")
+        keeper.ask()
+        await eventually(lambda: recorder.exits)
+        assert recorder.exits[0].reason == "it closed its control link"
+
+    asyncio.run(scenario())
+
+
+def test_death_is_noticed_at_once():
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("greet(); time.sleep(100)")
+        await keeper.ready()
+        killed = time.monotonic()
+        keeper.kill("the test says so")
+        await eventually(lambda: recorder.exits)
+        assert time.monotonic() - killed < 0.15
+
+    asyncio.run(scenario())
+
+
+def test_output_reaches_the_log_and_is_bounded():
+    code = f"""
+print("x" * 100_000)
+for number in range({3 * MAX_LINES}):
+    print("line", number)
+sys.stdout.flush()
+"""
+
+    async def scenario() -> None:
+        keeper, recorder = keeper_of(code)
+        keeper.ask()
+        await eventually(lambda: recorder.exits)
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(scenario())
+    said = [line["line"] for line in lines if line["event"] == "child.output"]
+    assert said[0] == "x" * MAX_LINE
+    assert said[1] == "line 0"
+    assert MAX_LINES <= len(said) <= 2 * MAX_LINES + 1
+
+
+@pytest.mark.parametrize("restart", [Restart.PERMANENT, Restart.TRANSIENT])
+def test_a_failed_child_comes_back(restart: Restart):
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("greet(); time.sleep(100)", restart=restart)
+        first = await keeper.ready()
+        first.kill("once")
+        await eventually(lambda: recorder.readies == 2)
+        second = await keeper.ready()
+        assert second.pid != first.pid
+        assert keeper.restarts == 1
+        await keeper.close("over")
+        assert not alive(second.pid)
+
+    asyncio.run(scenario())

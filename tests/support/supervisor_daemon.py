@@ -1,0 +1,23 @@
+"""A daemon with fake children as a process of its own: ``HOME [MODEL]``."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from punie_supervisor import logs
+from punie_supervisor.config import Config
+from punie_supervisor.daemon import Daemon
+from tests.support.supervisor_rig import PROGRAMS, paths_of
+
+
+async def main() -> None:
+    logs.configure(sys.stderr)
+    daemon = Daemon(paths_of(Path(sys.argv[1])), Config(model="tiny"), programs=PROGRAMS)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop, "SIGTERM")
+    await daemon.run(lambda: print(os.getpid(), flush=True))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,197 @@
+"""A worker for the supervisor's tests: speaks the protocol, does what the prompt's text says.
+
+say TEXT      two updates, a delta, an answer with TEXT
+history       answers with the deltas it was opened with, and those since
+wait          an update, then until session/cancel
+die | exit    SIGKILL to itself | exit code 0, in the middle of a turn
+garbage       bytes that are no frame
+flood N       N updates of 64 KB
+ask           a permission question; answers with the outcome
+effect        an effect, started and finished
+hang          blocks the loop
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from punie_protocol import handshake
+from punie_protocol.codec import MessageDecoder
+from punie_protocol.link import FrameLink
+from punie_protocol.messages import to_supervisor, to_worker
+from punie_protocol.messages.common import Role
+
+_decoder = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
+
+
+class FakeWorker:
+    """Everything the fake knows."""
+
+    def __init__(self, link: FrameLink[to_worker.ToWorker], control: socket.socket) -> None:
+        self.link = link
+        self.control = control
+        self.sessions: dict[str, list[bytes]] = {}
+        self.roots: dict[str, str] = {}
+        self.stored: dict[int, asyncio.Future[Any]] = {}
+        self.answers: dict[int, asyncio.Future[Any]] = {}
+        self.cancelled: dict[str, asyncio.Event] = {}
+        self.ids = iter(range(1, 1_000_000))
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        async for message in self.link:
+            match message:
+                case to_worker.OpenProject():
+                    self.roots[message.project_id] = message.root
+                    self.send(
+                        to_supervisor.ProjectReady(project_id=message.project_id, activate_ms=1)
+                    )
+                case to_worker.OpenSession():
+                    self.sessions[message.session_id] = list(message.deltas)
+                case to_worker.ClientMessage():
+                    self.client(message.session_id, json.loads(message.body))
+                case to_worker.Stored():
+                    self.stored.pop(message.request_id).set_result(message.error)
+                case to_worker.Ping():
+                    self.send(to_supervisor.Pong(nonce=message.nonce, busy=0))
+                case to_worker.Stop():
+                    return
+                case _:
+                    pass
+
+    def send(self, message: Any) -> None:
+        self.link.send_nowait(message)
+
+    def client(self, session: str, body: dict[str, Any]) -> None:
+        match body:
+            case {"method": "session/new", "id": id, "params": params}:
+                punie = params["_meta"]["punie"]
+                self.agent(session, {"id": id, "result": {"sessionId": punie["sessionId"]}})
+            case {"method": "session/prompt"}:
+                task = asyncio.ensure_future(self.prompt(session, body))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+            case {"method": "session/cancel"}:
+                self.cancelled[session].set()
+            case {"id": id}:
+                self.answers.pop(id).set_result(body)
+
+    def agent(self, session: str, body: dict[str, Any]) -> None:
+        raw = json.dumps({"jsonrpc": "2.0"} | body).encode()
+        self.send(to_supervisor.AgentMessage(session_id=session, body=raw))
+
+    def update(self, session: str, text: str) -> None:
+        content = {"type": "text", "text": text}
+        params = {
+            "sessionId": session,
+            "update": {"sessionUpdate": "agent_message_chunk", "content": content},
+            "_meta": {"punie": {"tool": "kept"}, "other": 1.50},
+        }
+        self.agent(session, {"method": "session/update", "params": params})
+
+    async def prompt(self, session: str, body: dict[str, Any]) -> None:  # noqa: C901
+        id, params = body["id"], body["params"]
+        prompt = params["_meta"]["punie"]["promptId"]
+        verb, _, rest = params["prompt"][0]["text"].partition(" ")
+        self.cancelled[session] = asyncio.Event()
+        reason, said = "end_turn", ""
+        match verb:
+            case "say":
+                self.update(session, "one")
+                self.update(session, "two")
+                assert await self.delta(session, prompt, rest.encode()) is None
+                said = rest
+            case "history":
+                said = ",".join(delta.decode() for delta in self.sessions[session])
+            case "wait":
+                self.update(session, f"waiting in {os.getpid()}")
+                await self.cancelled[session].wait()
+                reason = "cancelled"
+            case "die":
+                self.update(session, "last words")
+                await self.delta(session, prompt, b"before death")
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit":
+                os._exit(0)
+            case "garbage":
+                self.control.send(b"\0\0\0\5\xc1rubb")
+                return
+            case "flood":
+                for _ in range(int(rest)):
+                    self.update(session, "x" * 65536)
+                    await asyncio.sleep(0)
+            case "ask":
+                said = json.dumps(await self.ask(session))
+            case "effect":
+                said = await self.effect(session, prompt)
+            case "hang":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)  # noqa: ASYNC251 - a blocked loop is the point
+        result = {"stopReason": reason, "_meta": {"punie": {"said": said, "pid": os.getpid()}}}
+        self.agent(session, {"id": id, "result": result})
+
+    def request(self) -> tuple[int, asyncio.Future[Any]]:
+        id = next(self.ids)
+        self.stored[id] = asyncio.get_running_loop().create_future()
+        return id, self.stored[id]
+
+    async def delta(self, session: str, prompt: str, data: bytes) -> Any:
+        id, stored = self.request()
+        ordinal = len(self.sessions[session])
+        self.sessions[session].append(data)
+        self.send(
+            to_supervisor.StoreDelta(
+                request_id=id, session_id=session, prompt_id=prompt, ordinal=ordinal, data=data
+            )
+        )
+        return await stored
+
+    async def effect(self, session: str, prompt: str) -> str:
+        id, stored = self.request()
+        self.send(
+            to_supervisor.EffectStarted(
+                request_id=id,
+                session_id=session,
+                prompt_id=prompt,
+                effect_id="e1",
+                tool="write_file",
+                arguments=b"{}",
+            )
+        )
+        first = await stored
+        id, stored = self.request()
+        self.send(
+            to_supervisor.EffectFinished(
+                request_id=id, session_id=session, effect_id="e1", ok=True, summary="written"
+            )
+        )
+        return f"{first} {await stored}"
+
+    async def ask(self, session: str) -> Any:
+        id = next(self.ids)
+        self.answers[id] = answer = asyncio.get_running_loop().create_future()
+        params = {"sessionId": session, "options": []}
+        self.agent(session, {"id": id, "method": "session/request_permission", "params": params})
+        return await answer
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control-fd", type=int, required=True)
+    control = socket.socket(fileno=parser.parse_args().control_fd)
+    print("fake worker starts", file=sys.stderr, flush=True)
+    link = await FrameLink.over(control, _decoder, name="supervisor")
+    await handshake.greet_supervisor(link, Role.WORKER, to_worker.Welcome)
+    await link.send(to_supervisor.Ready())
+    await FakeWorker(link, control.dup()).run()
+    link.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,172 @@
+"""The journal, on a real file."""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from punie_protocol.errors import PunieError
+from punie_protocol.messages.common import Isolation
+from punie_supervisor import journal_ops as ops
+from punie_supervisor.journal import Journal
+from punie_supervisor.journal_ops import PromptState
+from punie_supervisor.journal_schema import MIGRATIONS
+
+
+def with_journal(path: Path, work: Callable[[Journal], Awaitable[None]]) -> None:
+    async def run() -> None:
+        journal = await Journal.open(path)
+        try:
+            await work(journal)
+        finally:
+            await journal.close()
+
+    asyncio.run(run())
+
+
+async def fill(journal: Journal, *sessions: str) -> None:
+    await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+    for session in sessions:
+        await journal.run(ops.create_session, session, "p")
+        await journal.run(ops.accept_prompt, f"prompt-{session}", session, b"{}", "title")
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.binary(max_size=40)), max_size=40))
+def test_deltas_come_back_in_order(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, bytes]]
+):
+    path = tmp_path_factory.mktemp("j") / "journal.db"
+
+    async def write(journal: Journal) -> None:
+        await fill(journal, "a", "b")
+        count = {"a": 0, "b": 0}
+        futures = []
+        for session, data in written:
+            prompt = f"prompt-{session}"
+            futures.append(
+                await journal.submit(ops.store_delta, session, count[session], prompt, data)
+            )
+            count[session] += 1
+        for future in futures:
+            await future
+
+    async def read(journal: Journal) -> None:
+        for session in "ab":
+            expected = [data for name, data in written if name == session]
+            assert await journal.run(ops.deltas, session) == expected
+
+    with_journal(path, write)
+    with_journal(path, read)
+
+
+def test_a_delta_out_of_turn_is_refused_alone(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        futures = [
+            await journal.submit(ops.store_delta, "s", ordinal, "prompt-s", bytes([ordinal]))
+            for ordinal in (0, 2, 0, 1)
+        ]
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        refused = [isinstance(outcome, PunieError) for outcome in outcomes]
+        assert refused == [
+            False,
+            True,
+            True,
+            False,
+        ]
+        assert await journal.run(ops.deltas, "s") == [b"\0", b"\1"]
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_results_arrive_in_the_order_of_submission(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        order: list[int] = []
+        futures = [
+            await journal.submit(ops.append_update, "s", "prompt-s", b"{}") for _ in range(2000)
+        ]
+        for future in futures:
+            future.add_done_callback(lambda done: order.append(done.result()))
+        await asyncio.gather(*futures)
+        assert order == list(range(1, 2001))
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_a_prompt_goes_through_its_states_once(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        await journal.run(ops.mark_running, "prompt-s")
+        done = ("prompt-s", PromptState.DONE, "end_turn", b"{}", None)
+        await journal.run(ops.finish_prompt, *done)
+        with pytest.raises(PunieError, match="not open"):
+            await journal.run(ops.finish_prompt, *done)
+        known = await journal.run(ops.accept_prompt, "prompt-s", "s", b"other", "t")
+        assert known == ops.PromptRow("s", PromptState.DONE, b"{}", None)
+        assert await journal.run(ops.accept_prompt, "next", "s", b"{}", "t") is None
+        assert await journal.run(ops.interrupt_open_prompts, b"{}") == 1
+        assert await journal.run(ops.interrupt_open_prompts, b"{}") == 0
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_effects_finish_once_and_only_after_their_start(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        with pytest.raises(PunieError):
+            await journal.run(ops.finish_effect, "e", "s", True, "")
+        await journal.run(ops.start_effect, "e", "s", "prompt-s", "write_file", b"{}")
+        await journal.run(ops.finish_effect, "e", "s", True, "")
+        with pytest.raises(PunieError):
+            await journal.run(ops.finish_effect, "e", "s", True, "")
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_a_full_disk_refuses_and_later_goes_on(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        pages = await journal.run(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+        await journal.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+        with pytest.raises(PunieError, match=r"j\.db cannot store this: database or disk is full"):
+            await journal.run(ops.accept_prompt, "big", "s", b"x" * 100_000, "t")
+        await journal.run(lambda db: db.execute("PRAGMA max_page_count = 100000").fetchone())
+        assert await journal.run(ops.accept_prompt, "big", "s", b"x" * 100_000, "t") is None
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_a_journal_of_a_newer_punie_is_left_alone(tmp_path: Path):
+    path = tmp_path / "j.db"
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    db.close()
+    before = path.read_bytes()
+
+    async def nothing(_: Journal) -> None:
+        pytest.fail("it opened")
+
+    with pytest.raises(PunieError, match="this Punie knows") as refused:
+        with_journal(path, nothing)
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_a_closed_journal_takes_nothing(tmp_path: Path):
+    async def scenario() -> None:
+        journal = await Journal.open(tmp_path / "j.db")
+        last = await journal.submit(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+        await journal.close()
+        assert (await last).id == "p"
+        with pytest.raises(PunieError, match="closed"):
+            await journal.run(ops.deltas, "s")
+
+    asyncio.run(scenario())

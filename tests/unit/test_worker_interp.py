@@ -1,0 +1,220 @@
+"""The project half: its rules, and that it is the standard library alone."""
+
+import asyncio
+import marshal
+import os
+import string
+from concurrent import interpreters
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from punie_protocol import interp_codec
+from punie_protocol.errors import Internal, Overloaded, PunieError, TimedOut, ToolFailed
+from punie_protocol.limits import MAX_READ_FILE
+from punie_workers.interp import files, wire
+from punie_workers.interp.failures import Failure, Kind
+from punie_workers.interp.globs import Glob, expand_braces
+from punie_workers.interp.ignore import Ignore
+from punie_workers.interp.paths import Root
+from punie_workers.project_half import MAX_WAITING, HalfState, ProjectHalf
+
+NAMES = st.sampled_from(["a", "b", "c", ".", "..", "link", "out", "", "é", "x" * 300])
+PATHS = st.lists(NAMES, min_size=1, max_size=8).map("/".join) | st.text(max_size=30)
+
+
+def test_it_runs_in_an_own_gil_interpreter_with_the_standard_library_alone(tmp_path: Path) -> None:
+    here = Path(files.__file__).parents[2]
+    (tmp_path / "x.txt").write_text("hello\n")
+    interpreter = interpreters.create()
+    try:
+        interpreter.exec(f"import sys; sys.path.insert(0, {str(here)!r})")
+        interpreter.exec(
+            "before = set(sys.modules)\n"
+            "from punie_workers.interp import entry\n"
+            "import marshal\n"
+            f"entry.handle(marshal.dumps(['open', {{'root': {str(tmp_path)!r}}}]))\n"
+            "request = ['read_file', {'path': 'x.txt', 'start_line': 1, 'max_lines': 9}]\n"
+            "status, value, end = marshal.loads(entry.handle(marshal.dumps(request)))\n"
+            "assert (status, value['text'], end) == ('ok', 'hello\\n', 'end'), value\n"
+            "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+            "strange = new - sys.stdlib_module_names - {'punie_workers'}\n"
+            "assert not strange, strange\n"
+            "ours = {n for n in sys.modules if n.startswith('punie_workers.')}\n"
+            "assert all(n.startswith('punie_workers.interp') for n in ours), ours\n"
+            "entry._roots.pop().close()\n"
+        )
+    finally:
+        interpreter.close()
+
+
+def test_the_wire_is_the_mirror_of_the_hosts_codec() -> None:
+    assert (wire.END, wire.OK, wire.ERROR) == (
+        interp_codec.END,
+        interp_codec.OK,
+        interp_codec.ERROR,
+    )
+    assert files.MAX_SIZE == MAX_READ_FILE
+    request = interp_codec.encode_request("read_file", {"path": "é"})
+    assert wire.decode_request(request) == ("read_file", {"path": "é"})
+    assert interp_codec.decode_reply(wire.encode_ok({"a": 1}), dict) == {"a": 1}
+    with pytest.raises(PunieError) as failed:
+        interp_codec.decode_reply(wire.encode_error(Kind.NOT_TEXT, "no"), dict)
+    assert failed.value.error == ToolFailed(kind="not_text", message="no")
+    with pytest.raises(PunieError) as torn:
+        interp_codec.decode_reply(marshal.dumps(["ok", None, None]), dict)
+    assert isinstance(torn.value.error, Internal)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    root = folder / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "c").write_text("inside")
+    (folder / "c").write_text("outside")
+    (folder / "a").write_text("outside")
+    (root / "link").symlink_to("a/b")
+    (root / "out").symlink_to("..")
+    (root / "a" / "out").symlink_to(folder)
+    (root / "a" / "link").symlink_to(root / "a")
+    return root
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(path=PATHS)
+def test_no_path_leads_out(tree: Path, path: str) -> None:
+    """Whatever is opened is inside, and is what the system itself finds there."""
+    root = Root(str(tree))
+    match found := opened(root, path):
+        case Failure():
+            assert found.kind in set(Kind) - {Kind.NOT_TEXT}
+            assert str(tree) not in found.message
+        case _:
+            assert found == "inside"
+            assert Path(tree, path).resolve().is_relative_to(tree.resolve())
+    spare = os.dup(root.fd)
+    assert spare == root.fd + 1, "a descriptor was left open"
+    os.close(spare)
+    root.close()
+
+
+def opened(root: Root, path: str) -> str | Failure:
+    try:
+        with os.fdopen(root.open_file(path)) as file:
+            return file.read()
+    except Failure as failure:
+        return failure
+
+
+@pytest.mark.parametrize(
+    ("path", "resolved"), [(".", ""), ("a/b", "a/b"), ("link", "a/b"), ("a/link/b/..", "a")]
+)
+def test_folders_are_resolved(tree: Path, path: str, resolved: str) -> None:
+    root = Root(str(tree))
+    fd, found = root.open_directory(path)
+    assert found == resolved
+    assert os.fstat(fd).st_ino == Path(tree, resolved).stat().st_ino
+    os.close(fd)
+    root.close()
+
+
+def test_a_root_of_everything_holds_absolute_paths(tmp_path: Path) -> None:
+    root = Root("/")
+    page = tmp_path / "x"
+    page.write_text("here")
+    with os.fdopen(root.open_file(str(page))) as file:
+        assert file.read() == "here"
+    root.close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("*.py", "a/b.py", True),
+        ("*.py", "a/b.pyc", False),
+        ("b.py", "a/b.py", True),
+        ("a/*.py", "a/b.py", True),
+        ("a/*.py", "x/a/b.py", False),
+        ("a/*.py", "a/c/b.py", False),
+        ("./a.py", "a.py", True),
+        ("/a", "x/a", False),
+        ("a/", "x/a", True),
+        ("**/x", "x", True),
+        ("**/x", "a/b/x", True),
+        ("a/**", "a/b/c", True),
+        ("a/**", "a", False),
+        ("a/**/b", "a/b", True),
+        ("a/**/b", "a/x/y/b", True),
+        ("a/**/b", "a/x/y/c", False),
+        ("*.{py,md}", "x.md", True),
+        ("*.{py,{a,b}}", "x.b", True),
+        ("{src,lib}/*.c", "lib/x.c", True),
+        ("{a", "x/{a", True),
+        ("[ab].c", "x/b.c", True),
+        ("[!ab].c", "b.c", False),
+        ("?.c", "ab.c", False),
+        (r"\*.c", "x.c", False),
+        (r"\*.c", "*.c", True),
+    ],
+)
+def test_globs(pattern: str, path: str, matches: bool) -> None:
+    assert Glob(pattern).matches(path) is matches
+
+
+@given(st.text(string.ascii_letters + "*?[]{},/\\!-.", max_size=40), st.text(max_size=40))
+def test_no_glob_breaks(pattern: str, path: str) -> None:
+    assert Glob(pattern or "*").matches(path) in (True, False)
+
+
+def test_globs_are_linear_and_bounded() -> None:
+    assert not Glob("*a" * 40 + "b").matches("a" * 250)
+    assert not Glob("**/a/" * 40 + "b").matches("a/" * 200 + "c")
+    with pytest.raises(Failure) as failed:
+        expand_braces("{a,b}" * 12)
+    assert failed.value.kind is Kind.INVALID_PATTERN
+
+
+def test_ignore_rules() -> None:
+    rules = Ignore("# comment\n\nbuild/\n*.tmp\n!keep.tmp\n/top.txt\ndocs/*.md\n")
+    hidden = ["build/x", "a/build/x/y", "x.tmp", "a/y.tmp", "top.txt", "docs/a.md"]
+    shown = ["build", "keep.tmp", "a/keep.tmp", "a/top.txt", "docs/x/a.md", "x.py"]
+    assert [path for path in hidden + shown if rules.hides(path)] == hidden
+
+
+def test_a_half_past_its_deadline_is_quarantined(tmp_path: Path) -> None:
+    async def main() -> None:
+        half = ProjectHalf(str(tmp_path))
+        await half.start()
+        request = interp_codec.encode_request("statistics", {})
+        assert (await half.call(request, dict))["modules"] > 0
+        with pytest.raises(PunieError) as late:
+            await half.call(request, dict, deadline=0)
+        assert isinstance(late.value.error, TimedOut)
+        with pytest.raises(PunieError, match="quarantined"):
+            await half.call(request, dict)
+        assert half.statistics().state is HalfState.QUARANTINED
+        half.stop()
+        with pytest.raises(PunieError, match="stopped"):
+            await half.call(request, dict)
+        await asyncio.to_thread(half.join, 5.0)
+
+    asyncio.run(main())
+
+
+def test_calls_that_wait_are_bounded(tmp_path: Path) -> None:
+    async def main() -> None:
+        half = ProjectHalf(str(tmp_path))
+        await half.start()
+        request = interp_codec.encode_request("statistics", {})
+        calls = [half.call(request, dict) for _ in range(MAX_WAITING + 1)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [one for one in results if isinstance(one, PunieError)]
+        assert [type(one.error) for one in refused] == [Overloaded]
+        assert half.statistics().calls == MAX_WAITING + 1
+        half.stop()
+        await asyncio.to_thread(half.join, 5.0)
+
+    asyncio.run(main())
