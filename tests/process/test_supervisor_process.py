@@ -140,7 +140,7 @@ def test_kill_9_ends_the_children_and_loses_no_accepted_prompt(punie_home: Path,
             session = await client.session(tmp_path)
             await client.answer(session, "say kept")
             await client.ask(session, "wait", promptId="p")
-            await client.method("_punie/accepted")
+            await client.until(lambda m: m.get("params", {}).get("promptId") == "p")
             children = children_of(process)
             assert len(children) == 2
             process.kill()

@@ -1,0 +1,136 @@
+"""The daemon: its parts, started in order and stopped in reverse."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from punie_protocol.errors import ProcessLost
+from punie_supervisor import child_spec, logs
+from punie_supervisor import journal_ops as ops
+from punie_supervisor.child_spec import Programs
+from punie_supervisor.config import Config
+from punie_supervisor.journal import Journal
+from punie_supervisor.listener import listen
+from punie_supervisor.model import ModelHost
+from punie_supervisor.paths import Paths
+from punie_supervisor.registry import Registry
+from punie_supervisor.router import QUESTION_TIMEOUT, Router
+from punie_supervisor.status import Reporter
+from punie_supervisor.switchboard import Switchboard
+from punie_supervisor.turn import Pending, error_raw
+from punie_supervisor.workers import WorkerPool
+
+SHUTDOWN_TIMEOUT: Final = 4.5
+"""Seconds from the wish to stop until the rest is killed."""
+FLUSH_TIMEOUT: Final = 0.5
+"""Seconds for clients to take their last messages."""
+
+
+class Daemon:
+    """One daemon, run once."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        config: Config,
+        *,
+        programs: Programs | None = None,
+        environ: Mapping[str, str] | None = None,
+        question_timeout: float = QUESTION_TIMEOUT,
+    ) -> None:
+        self._paths = paths
+        self._config = config
+        self._programs = programs or Programs()
+        self._environ = os.environ if environ is None else environ
+        self._question_timeout = question_timeout
+        self._stop = asyncio.Event()
+        self._reason = ""
+
+    def stop(self, reason: str) -> None:
+        """Ask `run` to end. Idempotent."""
+        self._reason = self._reason or reason
+        self._stop.set()
+
+    async def run(self, listening: Callable[[], None]) -> None:
+        """Serve until `stop`; `listening` is called once clients can connect.
+
+        Raises `PunieError` when the journal or the socket cannot be used. Ends within 5 s of
+        `stop`.
+        """
+        journal = await Journal.open(self._paths.journal)
+        try:
+            lost = await journal.run(ops.interrupt_open_prompts, self._interrupted())
+            if lost:
+                logs.get().warning("prompts.interrupted", count=lost)
+            await self._serve(journal, listening)
+        finally:
+            await journal.close()
+
+    async def _serve(self, journal: Journal, listening: Callable[[], None]) -> None:
+        registry = Registry(journal, self._config.isolation)
+        model = ModelHost(self._model_host_spec, self._config.model)
+        routes = Router(question_timeout=self._question_timeout)
+        board = Switchboard(journal, registry, routes, shut_down=self.stop)
+        workers = WorkerPool[Pending](self._worker_spec, str(self._paths.model_socket), board)
+        board.connect(workers, model, Reporter(self._paths, journal, model, workers))
+        ticking = asyncio.create_task(self._tick(board))
+        deadline = asyncio.get_running_loop().time() + SHUTDOWN_TIMEOUT
+        try:
+            async with listen(self._paths.socket, board):
+                model.start()
+                logs.get(pid=os.getpid()).info("daemon.listening", socket=str(self._paths.socket))
+                listening()
+                await self._stop.wait()
+                logs.get(pid=os.getpid()).info("daemon.stopping", reason=self._reason)
+                deadline = asyncio.get_running_loop().time() + SHUTDOWN_TIMEOUT
+                await self._flush(board)
+        finally:
+            ticking.cancel()
+            await self._end(board, workers, model, deadline)
+            await journal.run(ops.interrupt_open_prompts, self._interrupted())
+
+    async def _flush(self, board: Switchboard) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await board.flush()
+        except TimeoutError:
+            logs.get().warning("clients.not_flushed")
+
+    async def _end(
+        self,
+        board: Switchboard,
+        workers: WorkerPool[Pending],
+        model: ModelHost,
+        deadline: float,
+    ) -> None:
+        reason = self._reason or "the daemon failed"
+        await board.tasks.cancel()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await workers.close(reason)
+                await model.close(reason)
+        except TimeoutError:
+            for keeper in [*workers.keepers.values(), model.keeper]:
+                keeper.kill("it did not stop in time")
+        logs.get(pid=os.getpid()).info("daemon.stopped", reason=reason)
+
+    async def _tick(self, board: Switchboard) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            board.tick()
+
+    def _interrupted(self) -> bytes:
+        error = ProcessLost(
+            message="punie stopped while this prompt was under way",
+            hint="send it again",
+            process="supervisor",
+            pid=os.getpid(),
+        )
+        return bytes(error_raw(error))
+
+    def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
+        return child_spec.model_host_spec(self._paths, model, self._environ, self._programs)
+
+    def _worker_spec(self, id: str) -> child_spec.ChildSpec:
+        return child_spec.worker_spec(id, self._paths, self._environ, self._programs)

@@ -1,0 +1,270 @@
+"""Every statement on the journal: plain functions over a connection inside a transaction.
+
+They run on the journal's thread, through `Journal.run` or `Journal.submit`. Times are Unix
+seconds. An exception undoes that one operation.
+"""
+
+import sqlite3
+import time
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from punie_protocol.errors import InvalidRequest, NotFound, PunieError
+from punie_protocol.messages.common import Isolation
+
+type Db = sqlite3.Connection
+
+
+class PromptState(StrEnum):
+    """Where a prompt is: accepted ► running ► done | failed | interrupted; the last three, also
+    straight from accepted, are final."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+OPEN: Final = (PromptState.ACCEPTED, PromptState.RUNNING)
+
+
+class ProjectRow(msgspec.Struct, frozen=True):
+    """A project."""
+
+    id: str
+    root: str
+    isolation: Isolation
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A session with its project."""
+
+    id: str
+    project: ProjectRow
+
+
+class SessionSummary(msgspec.Struct, frozen=True):
+    """A line of the list of sessions."""
+
+    id: str
+    root: str
+    title: str
+    updated_at: float
+
+
+class ProjectSummary(msgspec.Struct, frozen=True):
+    """A line of the status report."""
+
+    id: str
+    root: str
+    isolation: Isolation
+    sessions: int
+    last_session: str | None
+
+
+class PromptRow(msgspec.Struct, frozen=True):
+    """A prompt that is known already. `response` is the result's JSON, `error` that of a JSON-RPC
+    error object."""
+
+    session_id: str
+    state: PromptState
+    response: bytes | None
+    error: bytes | None
+
+
+def ensure_project(db: Db, id: str, root: str, isolation: Isolation) -> ProjectRow:
+    """Return the project at `root`, made with `isolation` if it is new."""
+    db.execute(
+        "INSERT INTO projects VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        (id, root, isolation.value, time.time()),
+    )
+    row = db.execute("SELECT isolation FROM projects WHERE id = ?", (id,)).fetchone()
+    return ProjectRow(id, root, Isolation(row[0]))
+
+
+def set_isolation(db: Db, project_id: str, isolation: Isolation) -> None:
+    """Change a project's isolation."""
+    db.execute("UPDATE projects SET isolation = ? WHERE id = ?", (isolation.value, project_id))
+
+
+def create_session(db: Db, session_id: str, project_id: str) -> None:
+    """Add an empty session."""
+    now = time.time()
+    db.execute(
+        "INSERT INTO sessions (id, project_id, created_at, updated_at) VALUES (?, ?, ?, ?)",
+        (session_id, project_id, now, now),
+    )
+
+
+def remove_session(db: Db, session_id: str) -> None:
+    """Remove a session that never had a prompt."""
+    db.execute("DELETE FROM updates WHERE session_id = ?", (session_id,))
+    db.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
+
+
+def session(db: Db, session_id: str) -> SessionRow:
+    """Return the session. Raises `PunieError` (`NotFound`)."""
+    row = db.execute(
+        "SELECT p.id, p.root, p.isolation FROM sessions s JOIN projects p ON p.id = s.project_id"
+        " WHERE s.id = ?",
+        (session_id,),
+    ).fetchone()
+    if row is None:
+        raise PunieError(NotFound(message=f"there is no session {session_id}", what=session_id))
+    return SessionRow(session_id, ProjectRow(row[0], row[1], Isolation(row[2])))
+
+
+def list_sessions(
+    db: Db, root: str | None, before: tuple[float, str] | None, limit: int
+) -> list[SessionSummary]:
+    """Return sessions, most recently used first, after the position `before` (time and id)."""
+    rows = db.execute(
+        "SELECT s.id, p.root, s.title, s.updated_at FROM sessions s"
+        " JOIN projects p ON p.id = s.project_id"
+        " WHERE (?1 IS NULL OR p.root = ?1)"
+        " AND (?2 IS NULL OR (s.updated_at, s.id) < (?2, ?3))"
+        " ORDER BY s.updated_at DESC, s.id DESC LIMIT ?4",
+        (root, *(before or (None, None)), limit),
+    )
+    return [SessionSummary(*row) for row in rows]
+
+
+def list_projects(db: Db, limit: int) -> list[ProjectSummary]:
+    """Return projects in order of their root, with their sessions counted."""
+    rows = db.execute(
+        "SELECT p.id, p.root, p.isolation, count(s.id),"
+        " (SELECT id FROM sessions WHERE project_id = p.id ORDER BY updated_at DESC LIMIT 1)"
+        " FROM projects p LEFT JOIN sessions s ON s.project_id = p.id"
+        " GROUP BY p.id ORDER BY p.root LIMIT ?",
+        (limit,),
+    )
+    return [ProjectSummary(id, root, Isolation(at), n, last) for id, root, at, n, last in rows]
+
+
+def accept_prompt(
+    db: Db, prompt_id: str, session_id: str, body: bytes, title: str
+) -> PromptRow | None:
+    """Make a prompt durable; the first one names its session. Return the row that is there when
+    the id is known, and change nothing then."""
+    if known := _prompt(db, prompt_id):
+        return known
+    now = time.time()
+    db.execute(
+        "INSERT INTO prompts (id, session_id, ordinal, state, body, accepted_at) VALUES (?, ?,"
+        " (SELECT coalesce(max(ordinal) + 1, 0) FROM prompts WHERE session_id = ?2), ?, ?, ?)",
+        (prompt_id, session_id, PromptState.ACCEPTED.value, body, now),
+    )
+    db.execute(
+        "UPDATE sessions SET updated_at = ?, title = iif(title = '', ?, title) WHERE id = ?",
+        (now, title, session_id),
+    )
+    return None
+
+
+def mark_running(db: Db, prompt_id: str) -> None:
+    """A worker has the prompt."""
+    db.execute(
+        "UPDATE prompts SET state = 'running' WHERE id = ? AND state = 'accepted'", (prompt_id,)
+    )
+
+
+def finish_prompt(
+    db: Db,
+    prompt_id: str,
+    state: PromptState,
+    stop_reason: str | None,
+    response: bytes | None,
+    error: bytes | None,
+) -> None:
+    """Store how an open prompt ended. Raises `PunieError` when it is not open."""
+    now = time.time()
+    changed = db.execute(
+        "UPDATE prompts SET state = ?, stop_reason = ?, response = ?, error = ?, finished_at = ?"
+        " WHERE id = ? AND state IN ('accepted', 'running')",
+        (state.value, stop_reason, response, error, now, prompt_id),
+    )
+    if changed.rowcount != 1:
+        raise PunieError(InvalidRequest(message=f"prompt {prompt_id} is not open"))
+    db.execute(
+        "UPDATE sessions SET updated_at = ?"
+        " WHERE id = (SELECT session_id FROM prompts WHERE id = ?)",
+        (now, prompt_id),
+    )
+
+
+def interrupt_open_prompts(db: Db, error: bytes) -> int:
+    """Mark every open prompt interrupted; return how many there were."""
+    changed = db.execute(
+        "UPDATE prompts SET state = 'interrupted', error = ?, finished_at = ?"
+        " WHERE state IN ('accepted', 'running')",
+        (error, time.time()),
+    )
+    return changed.rowcount
+
+
+def store_delta(db: Db, session_id: str, ordinal: int, prompt_id: str, data: bytes) -> None:
+    """Append new model messages. Raises `PunieError` when `ordinal` is not the next one."""
+    (there,) = db.execute(
+        "SELECT coalesce(max(ordinal) + 1, 0) FROM deltas WHERE session_id = ?", (session_id,)
+    ).fetchone()
+    if ordinal != there:
+        raise PunieError(
+            InvalidRequest(message=f"delta {ordinal} of session {session_id}: {there} was expected")
+        )
+    db.execute("INSERT INTO deltas VALUES (?, ?, ?, ?)", (session_id, ordinal, prompt_id, data))
+
+
+def deltas(db: Db, session_id: str) -> list[bytes]:
+    """Return the conversation, oldest first."""
+    rows = db.execute(
+        "SELECT data FROM deltas WHERE session_id = ? ORDER BY ordinal", (session_id,)
+    )
+    return [data for (data,) in rows]
+
+
+def start_effect(
+    db: Db, effect_id: str, session_id: str, prompt_id: str, tool: str, arguments: bytes
+) -> None:
+    """A tool with effects is about to begin."""
+    db.execute(
+        "INSERT INTO effects (id, session_id, prompt_id, tool, arguments, started_at)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (effect_id, session_id, prompt_id, tool, arguments, time.time()),
+    )
+
+
+def finish_effect(db: Db, effect_id: str, session_id: str, ok: bool, summary: str) -> None:
+    """That tool ended. Raises `PunieError` when it had not begun."""
+    changed = db.execute(
+        "UPDATE effects SET finished_at = ?, ok = ?, summary = ?"
+        " WHERE session_id = ? AND id = ? AND finished_at IS NULL",
+        (time.time(), ok, summary, session_id, effect_id),
+    )
+    if changed.rowcount != 1:
+        raise PunieError(InvalidRequest(message=f"effect {effect_id} is not under way"))
+
+
+def append_update(db: Db, session_id: str, prompt_id: str | None, body: bytes) -> int:
+    """Store an update and return its sequence number: 1, 2, … in each session."""
+    row = db.execute(
+        "UPDATE sessions SET next_seq = next_seq + 1 WHERE id = ? RETURNING next_seq - 1",
+        (session_id,),
+    ).fetchone()
+    if row is None:
+        raise PunieError(NotFound(message=f"there is no session {session_id}", what=session_id))
+    db.execute("INSERT INTO updates VALUES (?, ?, ?, ?)", (session_id, row[0], prompt_id, body))
+    return int(row[0])
+
+
+def barrier(db: Db) -> None:
+    """Nothing: it is over once all that was submitted before it is durable."""
+
+
+def _prompt(db: Db, prompt_id: str) -> PromptRow | None:
+    row = db.execute(
+        "SELECT session_id, state, response, error FROM prompts WHERE id = ?", (prompt_id,)
+    ).fetchone()
+    return row and PromptRow(row[0], PromptState(row[1]), row[2], row[3])

@@ -1,0 +1,251 @@
+"""The model host: which model is there, waiting for it, switching to another."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+from punie_protocol.client import ModelStatus
+from punie_protocol.errors import (
+    InvalidRequest,
+    LinkClosed,
+    ModelUnavailable,
+    ProcessLost,
+    ProtocolError,
+    PunieError,
+    RemoteError,
+    TimedOut,
+    WireError,
+)
+from punie_protocol.handshake import version
+from punie_protocol.limits import PROTOCOL
+from punie_protocol.messages import to_model_host
+from punie_protocol.messages.common import Limits, ModelInfo
+from punie_protocol.messages.to_supervisor import Load, ModelState, ToSupervisor
+from punie_supervisor.child import Child, Exit
+from punie_supervisor.child_spec import ChildSpec
+from punie_supervisor.keeper import Dialect, Keeper, KeeperState
+
+LOAD_TIMEOUT: Final = 900.0
+"""Seconds without an end of the load after which a prompt stops waiting."""
+
+type Progress = Callable[[str, int, int], None]
+"""Told a line for a person, and bytes done of all (0, 0 when not known)."""
+
+
+class _Loading:
+    """A `LoadModel` under way."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.over = False
+        self.error: WireError | None = None
+
+
+class ModelHost:
+    """Keeps the model host; also its keeper's `Inmate`. `asked` is the model as it was asked for:
+    the one in use, or being loaded at start."""
+
+    def __init__(self, make_spec: Callable[[str], ChildSpec], model: str) -> None:
+        self.asked = model
+        self._make_spec = make_spec
+        self._state: ModelState | None = None
+        self._loads: dict[int, _Loading] = {}
+        self._ids = itertools.count(1)
+        self._switching = asyncio.Lock()
+        self._changed = asyncio.Event()
+        dialect = Dialect(
+            welcome=to_model_host.Welcome(protocol=PROTOCOL, version=version(), limits=Limits()),
+            ping=lambda nonce: to_model_host.Ping(nonce=nonce),
+            stop=lambda reason, seconds: to_model_host.Stop(reason=reason, deadline_s=seconds),
+        )
+        self.keeper = Keeper(make_spec(model), dialect, self)
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The model that answers right now."""
+        return self._state.model if self._state else None
+
+    @property
+    def name(self) -> str:
+        """Name of the model in use, or of the one asked for."""
+        return self.info.name if self.info else self.asked
+
+    def start(self) -> None:
+        """Start the process; it loads its first model by itself."""
+        self.keeper.ask()
+
+    async def close(self, reason: str) -> None:
+        """Stop the process for good."""
+        await self.keeper.close(reason)
+
+    async def usable(self, model: str | None, progress: Progress) -> None:
+        """Wait until `model` (``None``: whichever is loaded) answers, loading it if need be.
+
+        Raises `PunieError`: the host's own reason when it cannot be loaded (the one before stays),
+        `ModelUnavailable` when the host was given up. Cancelling stops the wait, not the load.
+        """
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT):
+                if model is None or self._is(model):
+                    await self._settled(progress, retry=model)
+                    return
+                async with self._switching:
+                    if not (self._is(model) and self.info):
+                        await self._switch(model, progress)
+        except TimeoutError:
+            text = f"model {model or self.asked} was not loaded within {LOAD_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=text, limit_s=LOAD_TIMEOUT)) from None
+
+    def status(self, rss: Callable[[int | None], int]) -> ModelStatus:
+        """Return the part of the status report."""
+        keeper, state = self.keeper, self._state
+        error: WireError | None = state.error if state else None
+        ready = keeper.state is KeeperState.READY
+        if keeper.state is KeeperState.FAILED:
+            error = self._unavailable()
+        return ModelStatus(
+            name=self.name,
+            folder=self.info.folder if self.info else "",
+            state=_load(state).value if ready else keeper.state.value,
+            pid=keeper.pid,
+            rss_bytes=rss(keeper.pid),
+            error=error,
+        )
+
+    def _is(self, model: str) -> bool:
+        known = {self.asked}
+        if self.info:
+            known |= {self.info.name, self.info.folder}
+        return model in known
+
+    async def _settled(self, progress: Progress, *, retry: str | None) -> None:
+        while self.info is None:
+            self._check_alive()
+            state = self._state
+            if state and state.state is Load.FAILED and state.error:
+                if retry is None:
+                    raise RemoteError(state.error)
+                async with self._switching:
+                    if self.info is None:
+                        await self._switch(retry, progress)
+                return
+            self._report(progress)
+            await self._change()
+
+    async def _switch(self, model: str, progress: Progress) -> None:
+        child = await self._host(model, progress)
+        id = next(self._ids)
+        try:
+            child.link.send_nowait(to_model_host.LoadModel(request_id=id, model=model))
+        except LinkClosed:
+            raise PunieError(self.keeper.lost()) from None
+        load = self._loads[id] = _Loading(model)
+        while not load.over:
+            self._report(progress)
+            await self._change()
+        if load.error is not None:
+            raise RemoteError(load.error)
+
+    async def _host(self, model: str, progress: Progress) -> Child:
+        if self.keeper.state is KeeperState.FAILED:
+            # It may have failed because of the model it had: try with the other one.
+            self.keeper.replace(self._make_spec(model))
+        if self.keeper.state is not KeeperState.READY:
+            progress("starting the model host", 0, 0)
+        try:
+            return await self.keeper.ready()
+        except PunieError:
+            raise PunieError(self._unavailable()) from None
+
+    def _check_alive(self) -> None:
+        self.keeper.ask()
+        if self.keeper.state is KeeperState.FAILED:
+            raise PunieError(self._unavailable())
+
+    def _unavailable(self) -> ModelUnavailable:
+        return ModelUnavailable(
+            message=f"the model host does not run: {self.keeper.failure}",
+            hint="see: punie logs; then: punie down, and try again or with another --model",
+        )
+
+    def _report(self, progress: Progress) -> None:
+        state = self._state
+        if self.keeper.state is not KeeperState.READY:
+            progress("starting the model host", 0, 0)
+        elif state and state.state is Load.LOADING:
+            progress(_loading(state), state.done_bytes, state.total_bytes)
+        else:
+            progress(f"loading model {self.asked}", 0, 0)
+
+    async def _change(self) -> None:
+        """Wait for news of the model or of its process."""
+        news = [
+            asyncio.ensure_future(self._changed.wait()),
+            asyncio.ensure_future(self.keeper.changed()),
+        ]
+        try:
+            await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in news:
+                task.cancel()
+
+    # the keeper's side
+
+    def ready(self, child: Child) -> None:
+        self._news()
+
+    async def message(self, child: Child, message: ToSupervisor) -> None:
+        if not isinstance(message, ModelState):
+            raise ProtocolError(
+                InvalidRequest(message=f"a model host does not send {type(message).__name__} then")
+            )
+        self._state = message
+        if message.state is not Load.LOADING:
+            child.log.info("model." + message.state.value, model=message.name)
+            self._loaded(message)
+        self._news()
+
+    async def down(self, child: Child, exit: Exit) -> None:
+        self._state = None
+        for load in self._loads.values():
+            load.over, load.error = True, self._lost(exit)
+        self._loads.clear()
+        self._news()
+
+    def _loaded(self, state: ModelState) -> None:
+        load = self._loads.pop(state.request_id, None)
+        if load is None:
+            return
+        load.over = True
+        if state.state is Load.FAILED:
+            load.error = state.error or ModelUnavailable(message=f"{load.model} did not load")
+            return
+        self.asked = load.model
+        self.keeper.replace(self._make_spec(load.model))
+
+    def _lost(self, exit: Exit) -> ProcessLost:
+        return ProcessLost(
+            message=f"the model host (pid {exit.pid}) ended: {exit.reason}",
+            hint="see: punie logs",
+            process=self.keeper.spec.id,
+            pid=exit.pid,
+        )
+
+    def _news(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _load(state: ModelState | None) -> Load:
+    if state is None:
+        return Load.LOADING
+    return Load.READY if state.model and state.state is Load.FAILED else state.state
+
+
+def _loading(state: ModelState) -> str:
+    mb = 1024 * 1024
+    if not state.total_bytes:
+        return f"loading model {state.name}"
+    done, total = state.done_bytes / mb, state.total_bytes / mb
+    return f"loading model {state.name} {done:.1f}/{total:.1f} MB"

@@ -1,0 +1,39 @@
+"""Which worker a project lives in. Pure, but for `resolve_root`."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from punie_protocol.errors import InvalidRequest, NotFound, PunieError
+from punie_protocol.messages.common import Isolation
+
+SHARED_WORKER: Final = "worker-shared"
+"""The worker of every project at level ``interpreter``."""
+
+
+def resolve_root(cwd: str) -> str:
+    """Return the absolute real path of an existing directory; blocks on the file system.
+
+    Raises `PunieError`: `InvalidRequest` for a relative path, `NotFound` for no directory.
+    """
+    if not Path(cwd).is_absolute() or "\0" in cwd:
+        raise PunieError(InvalidRequest(message=f"cwd {cwd!r} is not an absolute path"))
+    root = os.path.realpath(cwd)
+    if not Path(root).is_dir():
+        raise PunieError(NotFound(message=f"project directory {cwd} does not exist", what=cwd))
+    return root
+
+
+def project_id(root: str) -> str:
+    """Return the id of the project at `root`, which is its fairness key too: 16 hex digits."""
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+
+
+def worker_id(project: str, isolation: Isolation) -> str:
+    """Return the id of the worker for that project: its own, or the shared one."""
+    match isolation:
+        case Isolation.PROCESS:
+            return f"worker-{project}"
+        case Isolation.INTERPRETER:
+            return SHARED_WORKER

@@ -1,0 +1,92 @@
+"""The status report."""
+
+import os
+import time
+from typing import Final
+
+import psutil
+
+from punie_protocol.client import (
+    ProjectState,
+    ProjectStatus,
+    StatusReport,
+    WorkerState,
+    WorkerStatus,
+)
+from punie_protocol.handshake import version
+from punie_protocol.limits import PROTOCOL
+from punie_supervisor import journal_ops as ops
+from punie_supervisor.journal import Journal
+from punie_supervisor.keeper import Keeper, KeeperState
+from punie_supervisor.model import ModelHost
+from punie_supervisor.paths import Paths
+from punie_supervisor.placement import worker_id
+from punie_supervisor.turn import Pending
+from punie_supervisor.workers import WorkerPool
+
+MAX_PROJECTS: Final = 1000
+"""Projects in a report, in order of their root."""
+
+
+def resident_bytes(pid: int | None) -> int:
+    """Return the resident memory of a process, 0 when there is none."""
+    try:
+        return psutil.Process(pid).memory_info().rss if pid else 0
+    except psutil.Error:
+        return 0
+
+
+class Reporter:
+    """Makes reports of this daemon, which started when this object was made."""
+
+    def __init__(
+        self, paths: Paths, journal: Journal, model: ModelHost, workers: WorkerPool[Pending]
+    ) -> None:
+        self._paths = paths
+        self._journal = journal
+        self._model = model
+        self._workers = workers
+        self._started = time.monotonic()
+
+    async def report(self) -> StatusReport:
+        """Return the state of everything, as of now."""
+        rows = await self._journal.run(ops.list_projects, MAX_PROJECTS)
+        roots = {row.id: row.root for row in rows}
+        return StatusReport(
+            version=version(),
+            protocol=PROTOCOL,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started, 3),
+            rss_bytes=resident_bytes(os.getpid()),
+            socket=str(self._paths.socket),
+            home=str(self._paths.home),
+            model=self._model.status(resident_bytes),
+            workers=[
+                self._worker(keeper, roots)
+                for keeper in self._workers.keepers.values()
+                if keeper.state is not KeeperState.IDLE
+            ],
+            projects=[self._project(row) for row in rows],
+        )
+
+    def _worker(self, keeper: Keeper, roots: dict[str, str]) -> WorkerStatus:
+        live = self._workers.live(keeper.spec.id)
+        return WorkerStatus(
+            id=keeper.spec.id,
+            pid=keeper.pid,
+            state=WorkerState(keeper.state.value),
+            rss_bytes=resident_bytes(keeper.pid),
+            restarts=keeper.restarts,
+            projects=[roots[id] for id in live.projects if id in roots] if live else [],
+        )
+
+    def _project(self, row: ops.ProjectSummary) -> ProjectStatus:
+        live = self._workers.live(worker_id(row.id, row.isolation))
+        active = live is not None and row.id in live.projects
+        return ProjectStatus(
+            root=row.root,
+            isolation=row.isolation,
+            state=ProjectState.ACTIVE if active else ProjectState.PASSIVE,
+            sessions=row.sessions,
+            last_session=row.last_session,
+        )

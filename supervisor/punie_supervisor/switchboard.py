@@ -1,0 +1,384 @@
+"""The router's shell: carries out its instructions with connections, journal and children."""
+
+import asyncio
+import base64
+import datetime
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, assert_never
+
+import msgspec
+from msgspec import UNSET
+
+from punie_protocol import jsonrpc
+from punie_protocol.client import SessionMeta
+from punie_protocol.errors import (
+    Internal,
+    InvalidRequest,
+    Overloaded,
+    ProcessLost,
+    PunieError,
+    TimedOut,
+    WireError,
+)
+from punie_protocol.jsonrpc import Envelope, RpcId
+from punie_protocol.messages import to_worker
+from punie_protocol.messages.common import Isolation
+from punie_protocol.messages.to_supervisor import (
+    AgentMessage,
+    EffectFinished,
+    EffectStarted,
+    StoreDelta,
+)
+from punie_supervisor import acp, logs, router
+from punie_supervisor import journal_ops as ops
+from punie_supervisor.connection import MAX_REQUESTS, Connection
+from punie_supervisor.journal import Journal
+from punie_supervisor.model import ModelHost
+from punie_supervisor.registry import Project, Registry
+from punie_supervisor.status import Reporter
+from punie_supervisor.tasks import Tasks
+from punie_supervisor.turn import Opening, Pending, Turn
+from punie_supervisor.turns import Turns
+from punie_supervisor.workers import FromWorker, Worker, WorkerPool
+
+OPENING_TIMEOUT: Final = 60.0
+"""Seconds a worker may take to answer ``session/new``."""
+PAGE: Final = 100
+"""Sessions in one answer to ``session/list``."""
+
+
+class Switchboard:
+    """Joins clients and children. `connect` makes the parts that need it as their outbox."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        registry: Registry,
+        routes: router.Router,
+        *,
+        shut_down: Callable[[str], None],
+    ) -> None:
+        self._journal = journal
+        self._registry = registry
+        self._routes = routes
+        self._shut_down = shut_down
+        self._connections: dict[int, Connection] = {}
+        self._numbers = itertools.count(1)
+        self._workers: WorkerPool[Pending]
+        self._turns: Turns
+        self._reporter: Reporter
+        self.tasks = Tasks()
+
+    def connect(self, workers: WorkerPool[Pending], model: ModelHost, reporter: Reporter) -> None:
+        """Give it the children, before the first client."""
+        self._workers = workers
+        self._reporter = reporter
+        self._turns = Turns(self._journal, self._registry, model, workers, self._routes, self)
+
+    # clients
+
+    def number(self) -> int:
+        """Return the number of the next connection."""
+        return next(self._numbers)
+
+    def joined(self, connection: Connection) -> None:
+        """A client came."""
+        self._connections[connection.number] = connection
+
+    def left(self, connection: Connection) -> None:
+        """A client went; its turns go on."""
+        del self._connections[connection.number]
+        self._routes.gone(connection.number, time.monotonic())
+
+    async def flush(self) -> None:
+        """Wait until every client has what it is owed."""
+        await asyncio.gather(*(connection.flush() for connection in self._connections.values()))
+
+    def from_client(self, connection: Connection, body: str | bytes) -> None:
+        """Work on a client's message."""
+        for instruction in self._routes.from_client(connection.number, body):
+            self._do(connection, instruction)
+
+    def _do(self, connection: Connection, instruction: router.Instruction) -> None:
+        match instruction:
+            case router.Send() | router.ToAgent() | router.Ignored():
+                self.deliver([instruction])
+            case router.Prompt():
+                self._begin(connection, instruction.id, self._turns.prompt(instruction))
+            case router.NewSession():
+                self._begin(connection, instruction.id, self._new_session(instruction))
+            case router.ListSessions():
+                self._begin(connection, instruction.id, self._list_sessions(instruction))
+            case router.Report(id=id):
+                self._begin(connection, id, self._answer_report(connection, id))
+            case router.ShutDown(id=id):
+                connection.send(jsonrpc.response(id, {}))
+                self._shut_down("a client asked for it")
+            case router.CancelSession(session_id=session_id):
+                self._turns.cancel_session(session_id)
+            case router.CancelRequest(connection=number, id=id):
+                self._turns.cancel_request(number, id)
+            case router.StoreUpdate() | router.AgentReply():
+                raise AssertionError(instruction)  # these come from agents
+            case _:
+                assert_never(instruction)
+
+    def _begin(self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, None]) -> None:
+        if connection.requests >= MAX_REQUESTS:
+            work.close()
+            text = f"{MAX_REQUESTS} requests of this connection are under way"
+            connection.send(jsonrpc.failure(id, Overloaded(message=text)))
+            return
+        connection.requests += 1
+        self.tasks.start(self._guard(connection, id, work), name=f"request {id}")
+
+    async def _guard(
+        self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, None]
+    ) -> None:
+        try:
+            await work
+        except PunieError as error:
+            connection.send(jsonrpc.failure(id, error.error))
+        except Exception as error:  # noqa: BLE001 - a defect ends one request, and is logged
+            logs.get(connection=connection.number).exception("request.defect")
+            fault = Internal(message=f"defect: {error!r}", hint="see: punie logs")
+            connection.send(jsonrpc.failure(id, fault))
+        finally:
+            connection.requests -= 1
+
+    # what clients are sent
+
+    def deliver(self, deliveries: list[router.Delivery]) -> None:
+        """Send now, without waiting; who is gone gets nothing."""
+        for delivery in deliveries:
+            match delivery:
+                case router.Send(connection=number, body=body):
+                    if connection := self._connections.get(number):
+                        connection.send(body)
+                case router.ToAgent(worker=number, session_id=session_id, body=body):
+                    if worker := self._workers.by_number(number):
+                        worker.tell(session_id, body)
+                    else:
+                        logs.get(session=session_id).info("message.ignored", reason="worker gone")
+                case router.Ignored(reason=reason):
+                    logs.get().info("message.ignored", reason=reason)
+                case _:
+                    assert_never(delivery)
+
+    def attach(self, connection: int, session_id: str) -> None:
+        """Attach a connection to a session, if it is still there."""
+        if connection in self._connections:
+            self.deliver(self._routes.attach(connection, session_id))
+
+    def tick(self) -> None:
+        """Look at the clock, about every second."""
+        self.deliver(self._routes.tick(time.monotonic()))
+
+    # requests
+
+    async def _answer_report(self, connection: Connection, id: RpcId) -> None:
+        connection.send(jsonrpc.response(id, await self._reporter.report()))
+
+    async def _list_sessions(self, request: router.ListSessions) -> None:
+        params = request.params
+        # Not `resolve_root`: a folder that is gone still has its sessions.
+        root = params.cwd and await asyncio.to_thread(_real, params.cwd)
+        before = _cursor(params.cursor)
+        found = await self._journal.run(ops.list_sessions, root, before, PAGE + 1)
+        page: dict[str, Any] = {"sessions": [_session_info(summary) for summary in found[:PAGE]]}
+        if len(found) > PAGE:
+            page["nextCursor"] = _next_cursor(found[PAGE - 1])
+        answer = jsonrpc.response(request.id, page)
+        self.deliver([router.Send(request.connection, answer)])
+
+    async def _new_session(self, request: router.NewSession) -> None:
+        started = time.monotonic()
+        project = await self._registry.project(request.params.cwd)
+        if (level := request.params.punie.isolation) is not None:
+            await self._move(project, level)
+        session_id = uuid.uuid4().hex
+        await self._journal.run(ops.create_session, session_id, project.id)
+        project.turns += 1  # keeps it from being moved meanwhile
+        try:
+            await self._open(request, project, session_id)
+        except BaseException:
+            self._registry.forget(session_id)
+            await self._journal.submit(ops.remove_session, session_id)
+            raise
+        finally:
+            project.turns -= 1
+        ms = round((time.monotonic() - started) * 1000)
+        logs.get(session=session_id).info("session.created", root=project.root, ms=ms)
+
+    async def _open(self, request: router.NewSession, project: Project, session_id: str) -> None:
+        worker = await self._workers.place(project)
+        worker.open_session(session_id, project.id, [])
+        opening = Opening(session_id, request.connection, request.id)
+        params = acp.with_punie(request.raw, SessionMeta(session_id=session_id))
+        worker.request(session_id, acp.SESSION_NEW, params, opening)
+        try:
+            async with asyncio.timeout(OPENING_TIMEOUT):
+                made = await opening.over
+        except TimeoutError:
+            worker.close_session(session_id, "it did not open in time")
+            text = f"the worker did not answer session/new within {OPENING_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=text, limit_s=OPENING_TIMEOUT)) from None
+        if not made:
+            worker.close_session(session_id, "session/new failed")
+            self._registry.forget(session_id)
+            await self._journal.run(ops.remove_session, session_id)
+
+    async def _move(self, project: Project, level: Isolation) -> None:
+        left = await self._registry.set_isolation(project, level)
+        if left is None:
+            return
+        if worker := self._workers.live(left):
+            worker.close_project(project.id, f"it moved to level {level.value}")
+        if not self._registry.sharing(left):
+            await self._workers.retire(left, "no project is left in it")
+
+    # workers
+
+    async def from_worker(self, worker: Worker[Pending], message: FromWorker) -> None:
+        """Work on a worker's message, in order; waits while the journal is behind."""
+        if message.session_id not in worker.sessions:
+            logs.get(child=worker.id).info("message.ignored", reason="its session is closed there")
+            return
+        match message:
+            case AgentMessage(session_id=session_id, body=body):
+                now = time.monotonic()
+                for instruction in self._routes.from_agent(worker.number, session_id, body, now):
+                    await self._do_for_agent(worker, instruction)
+            case StoreDelta(session_id=session_id, ordinal=ordinal, data=data):
+                stored = await self._journal.submit(
+                    ops.store_delta, session_id, ordinal, message.prompt_id, data
+                )
+                self._confirm(worker, message.request_id, stored)
+            case EffectStarted(effect_id=effect, session_id=session_id, tool=tool):
+                stored = await self._journal.submit(
+                    ops.start_effect, effect, session_id, message.prompt_id, tool, message.arguments
+                )
+                self._confirm(worker, message.request_id, stored)
+            case EffectFinished(effect_id=effect, session_id=session_id, ok=ok, summary=summary):
+                stored = await self._journal.submit(
+                    ops.finish_effect, effect, session_id, ok, summary
+                )
+                self._confirm(worker, message.request_id, stored)
+            case _:
+                assert_never(message)
+
+    async def worker_gone(
+        self, worker: Worker[Pending], pending: list[Pending], error: ProcessLost
+    ) -> None:
+        """End what a dead worker owed, after what it had said."""
+        withdrawn = self._routes.worker_gone(worker.number)
+        flushed = await self._journal.submit(ops.barrier)
+        flushed.add_done_callback(lambda _: self.deliver(withdrawn))
+        for one in pending:
+            match one:
+                case Turn():
+                    await self._turns.lost(one, error)
+                case Opening():
+                    if not one.over.done():
+                        one.over.set_exception(PunieError(error))
+                case _:
+                    assert_never(one)
+
+    async def _do_for_agent(self, worker: Worker[Pending], instruction: router.Instruction) -> None:
+        match instruction:
+            case router.Send() | router.ToAgent() | router.Ignored():
+                # behind the updates that the journal still has
+                flushed = await self._journal.submit(ops.barrier)
+                flushed.add_done_callback(lambda _: self.deliver([instruction]))
+            case router.StoreUpdate(session_id=session_id, body=body):
+                turn = self._turns.of_session(session_id)
+                stored = await self._journal.submit(
+                    ops.append_update, session_id, turn.prompt_id if turn else None, body
+                )
+                stored.add_done_callback(lambda done: self._publish(instruction, done))
+            case router.AgentReply(id=id, envelope=envelope):
+                await self._replied(worker, id, envelope)
+            case _:
+                raise AssertionError(instruction)  # the others come from clients
+
+    def _publish(self, update: router.StoreUpdate, stored: asyncio.Future[int]) -> None:
+        if error := _fault(stored):
+            logs.get(session=update.session_id).error("update.not_stored", reason=error.message)
+            self._turns.spoil(update.session_id, error)
+            return
+        try:
+            deliveries = self._routes.update(update.session_id, update.params, stored.result())
+        except PunieError as error:
+            logs.get(session=update.session_id).error("update.malformed", reason=str(error))
+            self._turns.spoil(update.session_id, error.error)
+            return
+        self.deliver(deliveries)
+
+    async def _replied(self, worker: Worker[Pending], id: int, envelope: Envelope) -> None:
+        match worker.pending.pop(id, None):
+            case None:
+                logs.get(child=worker.id).info("message.ignored", reason=f"answer to {id}")
+            case Turn() as turn:
+                await self._turns.answered(turn, envelope)
+            case Opening() as opening:
+                flushed = await self._journal.submit(ops.barrier)
+                flushed.add_done_callback(lambda _: self._opened(opening, envelope))
+            case other:
+                assert_never(other)
+
+    def _opened(self, opening: Opening, envelope: Envelope) -> None:
+        if opening.over.done():
+            return
+        made = envelope.result is not UNSET
+        envelope.id = opening.id
+        self.deliver([router.Send(opening.connection, jsonrpc.encode(envelope))])
+        if made:
+            self.attach(opening.connection, opening.session_id)
+        opening.over.set_result(made)
+
+    def _confirm(
+        self, worker: Worker[Pending], request_id: int, stored: asyncio.Future[None]
+    ) -> None:
+        def done(stored: asyncio.Future[None]) -> None:
+            worker.send_if_alive(to_worker.Stored(request_id=request_id, error=_fault(stored)))
+
+        stored.add_done_callback(done)
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def _fault(stored: asyncio.Future[Any]) -> WireError | None:
+    error = stored.exception()
+    if error is None:
+        return None
+    return error.error if isinstance(error, PunieError) else Internal(message=repr(error))
+
+
+def _session_info(summary: ops.SessionSummary) -> dict[str, str]:
+    at = datetime.datetime.fromtimestamp(summary.updated_at, datetime.UTC)
+    info = {
+        "sessionId": summary.id,
+        "cwd": summary.root,
+        "updatedAt": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return info | ({"title": summary.title} if summary.title else {})
+
+
+def _next_cursor(last: ops.SessionSummary) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((last.updated_at, last.id))).decode()
+
+
+def _cursor(text: str | None) -> tuple[float, str] | None:
+    if text is None:
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(text)
+        return msgspec.json.decode(raw, type=tuple[float, str])
+    except ValueError, msgspec.MsgspecError:
+        raise PunieError(InvalidRequest(message=f"unknown cursor {text[:80]!r}")) from None
