@@ -35,12 +35,14 @@ class Daemon:
         paths: Paths,
         config: Config,
         *,
+        model: str | None = None,
         programs: Programs | None = None,
         environ: Mapping[str, str] | None = None,
         question_timeout: float = QUESTION_TIMEOUT,
     ) -> None:
         self._paths = paths
         self._config = config
+        self._model = model or config.model
         self._programs = programs or Programs()
         self._environ = os.environ if environ is None else environ
         self._question_timeout = question_timeout
@@ -69,7 +71,7 @@ class Daemon:
 
     async def _serve(self, journal: Journal, listening: Callable[[], None]) -> None:
         registry = Registry(journal, self._config.isolation)
-        model = ModelHost(self._model_host_spec, self._config.model)
+        model = ModelHost(self._model_host_spec, self._model, fallback=self._config.model)
         routes = Router(question_timeout=self._question_timeout)
         board = Switchboard(journal, registry, routes, shut_down=self.stop)
         workers = WorkerPool[Pending](self._worker_spec, str(self._paths.model_socket), board)

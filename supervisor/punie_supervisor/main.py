@@ -67,7 +67,7 @@ def _main(options: Options) -> int:
     try:
         paths = Paths.from_environment()
         paths.prepare()
-        config = _config(paths, options)
+        config = _config(paths)
         lock = LifetimeLock.acquire(paths.lock_file)
     except AlreadyRunning as error:
         return _refuse(options, error, ALREADY_RUNNING)
@@ -88,16 +88,21 @@ def _main(options: Options) -> int:
     return STOPPED
 
 
-def _config(paths: Paths, options: Options) -> Config:
+def _config(paths: Paths) -> Config:
+    """Return the config file's settings, with ``PUNIE_MODEL`` over its model."""
     config = Config.load(paths)
-    model = options.model or os.environ.get("PUNIE_MODEL") or config.model
+    model = os.environ.get("PUNIE_MODEL") or config.model
+    return msgspec.structs.replace(config, model=_absolute(model))
+
+
+def _absolute(model: str) -> str:
     if os.sep in model or model.startswith("~"):
-        model = str(Path(model).expanduser().absolute())
-    return msgspec.structs.replace(config, model=model)
+        return str(Path(model).expanduser().absolute())
+    return model
 
 
 async def _run(paths: Paths, config: Config, options: Options) -> None:
-    daemon = Daemon(paths, config)
+    daemon = Daemon(paths, config, model=_absolute(options.model) if options.model else None)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"it got {number.name}")

@@ -44,10 +44,14 @@ class _Loading:
 
 class ModelHost:
     """Keeps the model host; also its keeper's `Inmate`. `asked` is the model as it was asked for:
-    the one in use, or being loaded at start."""
+    the one in use, or being loaded at start; `fallback` is what a prompt that names no model gets
+    when nothing is loaded and what was asked for cannot be."""
 
-    def __init__(self, make_spec: Callable[[str], ChildSpec], model: str) -> None:
+    def __init__(
+        self, make_spec: Callable[[str], ChildSpec], model: str, fallback: str | None = None
+    ) -> None:
         self.asked = model
+        self._fallback = fallback
         self._make_spec = make_spec
         self._state: ModelState | None = None
         self._loads: dict[int, _Loading] = {}
@@ -88,7 +92,7 @@ class ModelHost:
         try:
             async with asyncio.timeout(LOAD_TIMEOUT):
                 if model is None or self._is(model):
-                    await self._settled(progress, retry=model)
+                    await self._settled(progress, retry=model or self._other())
                     return
                 async with self._switching:
                     if not (self._is(model) and self.info):
@@ -112,6 +116,9 @@ class ModelHost:
             rss_bytes=rss(keeper.pid),
             error=error,
         )
+
+    def _other(self) -> str | None:
+        return self._fallback if self._fallback != self.asked else None
 
     def _is(self, model: str) -> bool:
         known = {self.asked}
