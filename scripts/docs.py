@@ -44,6 +44,7 @@ EXTENSIONS = (
     (client.ACCEPTED, "daemon → client", "notification", client.Accepted, None),
     (client.PROGRESS, "daemon → client", "notification", client.Progress, None),
     (client.STATUS, "client → daemon", "request", None, client.StatusReport),
+    (client.ISOLATE, "client → daemon", "request", client.Isolate, None),
     (client.SHUTDOWN, "client → daemon", "request", None, None),
 )
 

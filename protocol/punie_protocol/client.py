@@ -18,6 +18,8 @@ PROGRESS: Final = "_punie/progress"
 """Notification while a prompt waits for the model or a worker. Params `Progress`."""
 STATUS: Final = "_punie/status"
 """Request without params. Result `StatusReport`."""
+ISOLATE: Final = "_punie/isolate"
+"""Request: move an idle project to an isolation level. Params `Isolate`; answered with ``{}``."""
 SHUTDOWN: Final = "_punie/shutdown"
 """Request without params: end the daemon. Answered with ``{}`` before it ends."""
 
@@ -78,6 +80,19 @@ class Progress(_Meta, frozen=True):
     text: str
     done: int = 0
     total: int = 0
+
+
+class Isolate(_Meta, frozen=True):
+    """Params of `ISOLATE`; `cwd` is the project's folder."""
+
+    cwd: str
+    isolation: Isolation
+
+
+class About(_Meta, frozen=True):
+    """In the response to ``initialize``: the frame protocol's number."""
+
+    protocol: int = 0
 
 
 class WorkerState(StrEnum):

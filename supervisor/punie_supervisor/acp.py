@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Meta, Raw
 
 from punie_protocol import jsonrpc
-from punie_protocol.client import PromptMeta, SessionMeta
+from punie_protocol.client import About, PromptMeta, SessionMeta
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.handshake import version
 from punie_protocol.jsonrpc import RpcId
+from punie_protocol.limits import PROTOCOL
 
 ACP_VERSION: Final = 1
 MAX_TITLE: Final = 80
@@ -166,4 +167,5 @@ def initialized() -> dict[str, Any]:
             "sessionCapabilities": {"list": {}},
         },
         "authMethods": [],
+        "_meta": {"punie": About(protocol=PROTOCOL)},
     }

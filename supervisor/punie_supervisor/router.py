@@ -56,6 +56,10 @@ class ListSessions(Begin[acp.ListSessions], frozen=True):
     """``session/list``"""
 
 
+class Isolate(Begin[client.Isolate], frozen=True):
+    """``_punie/isolate``"""
+
+
 class Report(msgspec.Struct, frozen=True):
     """``_punie/status``"""
 
@@ -110,6 +114,7 @@ type Instruction = (
     | NewSession
     | Prompt
     | ListSessions
+    | Isolate
     | Report
     | ShutDown
     | CancelSession
@@ -291,6 +296,8 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             return Prompt(connection, id, acp.params(raw, acp.Prompt), raw)
         case acp.SESSION_LIST:
             return ListSessions(connection, id, acp.params(raw, acp.ListSessions), raw)
+        case client.ISOLATE:
+            return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
         case client.STATUS:
             return Report(connection, id)
         case client.SHUTDOWN:

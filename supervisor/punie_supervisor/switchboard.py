@@ -103,7 +103,9 @@ class Switchboard:
         for instruction in self._routes.from_client(connection.number, body):
             self._do(connection, instruction)
 
-    def _do(self, connection: Connection, instruction: router.Instruction) -> None:
+    def _do(  # noqa: C901 (one case an instruction)
+        self, connection: Connection, instruction: router.Instruction
+    ) -> None:
         match instruction:
             case router.Send() | router.ToAgent() | router.Ignored():
                 self.deliver([instruction])
@@ -113,6 +115,8 @@ class Switchboard:
                 self._begin(connection, instruction.id, self._new_session(instruction))
             case router.ListSessions():
                 self._begin(connection, instruction.id, self._list_sessions(instruction))
+            case router.Isolate():
+                self._begin(connection, instruction.id, self._isolate(connection, instruction))
             case router.Report(id=id):
                 self._begin(connection, id, self._answer_report(connection, id))
             case router.ShutDown(id=id):
@@ -194,6 +198,11 @@ class Switchboard:
             page["nextCursor"] = _next_cursor(found[PAGE - 1])
         answer = jsonrpc.response(request.id, page)
         self.deliver([router.Send(request.connection, answer)])
+
+    async def _isolate(self, connection: Connection, request: router.Isolate) -> None:
+        project = await self._registry.project(request.params.cwd)
+        await self._move(project, request.params.isolation)
+        connection.send(jsonrpc.response(request.id, {}))
 
     async def _new_session(self, request: router.NewSession) -> None:
         started = time.monotonic()

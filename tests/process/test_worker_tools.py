@@ -138,6 +138,10 @@ def test_listing_and_searching(tmp_path: Path, root: Path) -> None:
         ({"pattern": "class", "path": "src/deep"}, [("src/deep/b.py", 1)]),
         ({"pattern": "secret"}, []),
         ({"pattern": "needle", "glob": "*.py"}, []),
+        ({"pattern": "class", "glob": "{lib/a,deep/x}.py"}, []),
+        ({"pattern": "class", "glob": "{src/a,x}.{py,md}"}, [("src/a.py", 1)]),
+        ({"pattern": "class", "glob": "{a"}, []),
+        ({"pattern": "class", "glob": "src/**/b.py"}, [("src/deep/b.py", 1)]),
     ]
 
     async def main() -> None:

@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol import client as punie
+from punie_protocol.client import About
 from punie_protocol.errors import NotFound, PunieError, RemoteError, TooLarge
-from punie_protocol.handshake import version
+from punie_protocol.handshake import check_protocol, version
 from punie_protocol.limits import MAX_CLIENT_MESSAGE
 from punie_protocol.messages.common import Isolation
 from punie_supervisor.cli import output
@@ -86,8 +87,13 @@ class _AgentInfo(msgspec.Struct):
     version: str = ""
 
 
+class _Meta(msgspec.Struct):
+    punie: About = About()
+
+
 class _Initialized(msgspec.Struct, rename="camel"):
     agent_info: _AgentInfo = msgspec.field(default_factory=_AgentInfo)
+    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
 
 
 def ask(question: Question) -> ExitCode:
@@ -183,23 +189,20 @@ class _Turn:
             {"protocolVersion": 1, "clientCapabilities": {}},
             _Initialized,
         )
+        check_protocol(theirs.meta.punie.protocol)
         daemon = theirs.agent_info.version
         if daemon.split(".")[:2] != version().split(".")[:2]:
             output.say(f"note: the daemon is {daemon}, this is {version()}; run: punie restart")
 
     async def _session(self, client: Client) -> tuple[str, str]:
         """Return the session's id and its project's root."""
-        question = self._question
-        directory = question.directory
-        if question.session is not None:
-            async for info in _sessions(client, None):
-                if info.session_id == question.session:
-                    return info.session_id, info.cwd
-            raise _no_session(f"no session {question.session}", question.session)
-        if question.last:
-            async for info in _sessions(client, directory):
-                return info.session_id, info.cwd
-            raise _no_session(f"no session in {directory} yet", directory)
+        question, directory = self._question, self._question.directory
+        if question.session is not None or question.last:
+            session_id, root = await _find_session(client, question)
+            if question.isolation is not None:
+                params = punie.Isolate(cwd=root, isolation=question.isolation)
+                await client.request(punie.ISOLATE, params)
+            return session_id, root
         meta = {"punie": punie.SessionMeta(isolation=question.isolation)}
         params = {"cwd": directory, "mcpServers": [], "_meta": meta}
         answer = await client.call("session/new", params, _SessionId)
@@ -344,6 +347,18 @@ def _for_machines(report: TurnReport) -> dict[str, Any]:
     if report.error is None:
         del fields["error"]
     return fields
+
+
+async def _find_session(client: Client, question: Question) -> tuple[str, str]:
+    """Return the id and the project's root of the session that `question` continues."""
+    if question.session is not None:
+        async for info in _sessions(client, None):
+            if info.session_id == question.session:
+                return info.session_id, info.cwd
+        raise _no_session(f"no session {question.session}", question.session)
+    async for info in _sessions(client, question.directory):
+        return info.session_id, info.cwd
+    raise _no_session(f"no session in {question.directory} yet", question.directory)
 
 
 async def _sessions(client: Client, cwd: str | None) -> Any:

@@ -1,0 +1,1 @@
+"""The worker process: coding agents, their tools, and one interpreter per project."""

@@ -1,0 +1,166 @@
+"""Paths inside one project, resolved at the moment of use.
+
+A path is walked component by component from a descriptor of the root with ``O_NOFOLLOW``, so
+nothing that is swapped meanwhile can lead outside. A symbolic link is read and its target walked
+again from the root. A plain `os.path.realpath` check followed by `open` would leave a gap between
+the two.
+"""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from punie_workers.interp.failures import Failure, Kind, from_os_error
+
+MAX_LINKS = 40
+"""Links followed for one path, as in Linux."""
+
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WALK = _DIRECTORY | (os.O_PATH if sys.platform == "linux" else os.O_RDONLY)
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Root:
+    """The folder that no path leads out of. Owns one descriptor until `close`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.realpath(path)
+        self.fd = os.open(self.path, _WALK)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+    def open_file(self, path: str) -> int:
+        """Return a descriptor of the regular file at `path`; the caller closes it."""
+        with self._walk(path) as (parent, name, _):
+            if name is None:
+                raise _not_a_file(path, stat.S_IFDIR)
+            _check_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
+            fd = os.open(name, _READ, dir_fd=parent)
+        try:
+            _check_regular(path, os.fstat(fd))
+        except Failure:
+            os.close(fd)
+            raise
+        return fd
+
+    def open_directory(self, path: str) -> tuple[int, str]:
+        """Return a descriptor of the folder at `path` and its resolved path relative to the root,
+        ``""`` for the root itself; the caller closes the descriptor."""
+        with self._walk(path, noun="folder") as (parent, name, resolved):
+            if name is None:
+                return os.dup(parent), resolved
+            try:
+                return os.open(name, _WALK, dir_fd=parent), resolved
+            except NotADirectoryError:
+                message = f"'{path}' is a file, not a folder"
+                raise Failure(Kind.NOT_A_DIRECTORY, message) from None
+
+    @contextmanager
+    def _walk(self, path: str, noun: str = "file") -> Generator[tuple[int, str | None, str]]:
+        """Yield the descriptor of the last folder on the way, the name in it (``None`` when the
+        path is that folder) and the resolved path. Errors below become `Failure`."""
+        walk = _Walk(self, path)
+        try:
+            yield walk.to_end()
+        except FileNotFoundError:
+            raise Failure(Kind.NOT_FOUND, f"no {noun} '{path}' in this project") from None
+        except OSError as error:
+            raise from_os_error(error, path) from None
+        finally:
+            walk.close()
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_a_file(path, status.st_mode)
+
+
+def _not_a_file(path: str, mode: int) -> Failure:
+    what = "a folder" if stat.S_ISDIR(mode) else "a special file"
+    return Failure(Kind.NOT_A_FILE, f"'{path}' is {what}, not a file")
+
+
+class _Walk:
+    """One walk from the root. Owns the descriptors of the folders on the way."""
+
+    def __init__(self, root: Root, path: str) -> None:
+        self._root = root
+        self._asked = path
+        self._links = 0
+        self._names: list[str] = []
+        self._fds: list[int] = []
+        self._todo = self._relative(path)
+
+    def to_end(self) -> tuple[int, str | None, str]:
+        while self._todo:
+            name = self._todo.pop()
+            if name == "..":
+                self._up()
+            elif target := self._link(name):
+                self._follow(target)
+            elif self._todo:
+                self._down(name)
+            else:
+                return self._here(), name, "/".join([*self._names, name])
+        return self._here(), None, "/".join(self._names)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+    def _here(self) -> int:
+        return self._fds[-1] if self._fds else self._root.fd
+
+    def _relative(self, path: str) -> list[str]:
+        """Return the components of `path` from the root, last first."""
+        if "\0" in path:
+            raise Failure(Kind.NOT_FOUND, f"no file {path!r} in this project")
+        if path.startswith("/"):
+            path = self._inside(path)
+        return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+    def _inside(self, path: str) -> str:
+        root = self._root.path
+        if path.rstrip("/") == root or root == "/":
+            return path.removeprefix(root)
+        if not path.startswith(root + "/"):
+            raise self._outside()
+        return path.removeprefix(root + "/")
+
+    def _up(self) -> None:
+        if not self._names:
+            raise self._outside()
+        self._names.pop()
+        os.close(self._fds.pop())
+
+    def _down(self, name: str) -> None:
+        self._fds.append(os.open(name, _WALK, dir_fd=self._here()))
+        self._names.append(name)
+
+    def _link(self, name: str) -> str | None:
+        try:
+            return os.readlink(name, dir_fd=self._here())
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+
+    def _follow(self, target: str) -> None:
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise Failure(Kind.IO, f"'{self._asked}': too many symbolic links")
+        if target.startswith("/"):
+            parts = self._relative(target)
+            self.close()
+            self._fds, self._names = [], []
+        else:
+            parts = self._relative(target)
+        self._todo += parts
+
+    def _outside(self) -> Failure:
+        return Failure(Kind.OUTSIDE_ROOT, f"'{self._asked}' is outside this project")

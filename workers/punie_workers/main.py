@@ -1,0 +1,94 @@
+"""``python -m punie_workers.main --control-fd N``: a worker process, started by the supervisor.
+
+The hello goes out before the heavy imports, so that the supervisor knows early that it lives.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import NoReturn
+
+from punie_protocol.codec import MessageDecoder
+from punie_protocol.errors import PunieError
+from punie_protocol.handshake import greet_supervisor
+from punie_protocol.link import FrameLink
+from punie_protocol.messages import to_worker
+from punie_protocol.messages.common import Role
+from punie_protocol.messages.to_supervisor import Ready
+from punie_workers import children, lifetime
+
+_FAILED = 1
+
+
+def main() -> NoReturn:
+    """Run until the supervisor ends it; leaves by `os._exit`."""
+    control = _control_fd()
+    lifetime.end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _set_title()
+    children.scrub_environment()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        asyncio.run(_serve(control))
+    except PunieError as error:
+        logging.getLogger(__name__).error("%s", error)
+    except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+        traceback.print_exc()
+    lifetime.leave(_FAILED)
+
+
+def _control_fd() -> int:
+    parser = argparse.ArgumentParser(prog="punie-worker")
+    parser.add_argument("--control-fd", type=int, required=True)
+    return parser.parse_args().control_fd
+
+
+def _set_title() -> None:
+    from setproctitle import setproctitle
+
+    setproctitle("punie-worker")
+
+
+async def _serve(control: int) -> NoReturn:
+    os.set_inheritable(control, False)
+    sock = socket.socket(fileno=control)
+    decoder = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
+    link = await FrameLink.over(sock, decoder, name="supervisor")
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lifetime.leave, 0)
+    welcome = await greet_supervisor(link, Role.WORKER, to_worker.Welcome)
+    assert isinstance(welcome, to_worker.Welcome)
+    watch = asyncio.create_task(_leave_at_end(link), name="supervisor-watch")
+    from punie_workers.worker import Worker
+
+    worker = Worker(link, welcome.model_socket)
+    await link.send(Ready())
+    await worker.serve()
+    watch.cancel()
+    await _flushed(link)
+    lifetime.leave(0)
+
+
+async def _leave_at_end(link: FrameLink[to_worker.ToWorker]) -> None:
+    """The end of the link is the end of the supervisor: nobody is left to work for."""
+    await link.wait_closed()
+    lifetime.leave(0)
+
+
+async def _flushed(link: FrameLink[to_worker.ToWorker]) -> None:
+    """Give the last answers a moment to go out; the supervisor has its own deadline."""
+    for _ in range(200):
+        if not link.unsent:
+            return
+        await asyncio.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""One turn: from a prompt to the end of the answer, through pydantic-ai's agent graph.
+
+Every model response and every set of tool results is durable before the next step. When the
+model host goes away in the middle of a step, the step is repeated from what is durable.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic_ai.messages import (
+    FunctionToolCallEvent,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
+    UserPromptPart,
+)
+from pydantic_ai.usage import UsageLimits
+from pydantic_graph import End
+
+from punie_protocol.errors import LinkClosed, ModelFault, ProcessLost, PunieError
+from punie_protocol.messages.to_model_client import StopReason
+from punie_protocol.tools import TOOLS
+from punie_workers.coalescer import BlockKind
+from punie_workers.conversation import Conversation
+from punie_workers.model import PunieModel
+from punie_workers.toolset import PunieToolset
+from punie_workers.turn_tools import TurnTools
+from punie_workers.updates import Updates
+
+MAX_REQUESTS: Final = 24
+"""Model requests of one turn."""
+
+MAX_REPEATS: Final = 3
+"""Repetitions of steps of one turn that lost the model host."""
+
+_agent: Agent[TurnTools, str] = Agent(
+    output_type=str,
+    deps_type=TurnTools,
+    name="punie",
+    toolsets=[PunieToolset()],
+    retries={"tools": 4, "output": 0},
+)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a turn ended, in ACP's word."""
+
+    stop_reason: str
+
+
+class Turn:
+    """Runs once. `run` may be cancelled at any time; then call `keep_partial`."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        prompt_id: str,
+        text: str,
+        model: PunieModel,
+        tools: TurnTools,
+        updates: Updates,
+    ) -> None:
+        self._conversation = conversation
+        self._prompt_id = prompt_id
+        self._text = text
+        self._model = model
+        self._tools = tools
+        self._updates = updates
+        self._requests = 0
+        self._asked = False
+        self._partial = ""
+
+    async def run(self) -> Outcome:
+        """Run the turn. Raises `PunieError`; what was durable by then stays in the history."""
+        await self._conversation.settle()
+        if repairs := self._conversation.repairs():
+            await self._conversation.append(self._prompt_id, repairs)
+        for repeat in range(MAX_REPEATS + 1):
+            try:
+                return await self._attempt()
+            except LinkClosed as lost:
+                if repeat == MAX_REPEATS:
+                    raise _host_lost(lost) from None
+                self._partial = ""
+                self._updates.supersede()
+            except UsageLimitExceeded:
+                self._updates.notice(f"stopped after {MAX_REQUESTS} model requests in one turn")
+                return Outcome("max_turn_requests")
+            except UnexpectedModelBehavior as error:
+                raise PunieError(ModelFault(message=f"the model's answer: {error}")) from None
+        raise AssertionError
+
+    async def keep_partial(self) -> None:
+        """Keep what a cancelled turn had answered so far; nothing when it had not begun to."""
+        if self._partial:
+            answer = ModelResponse(
+                parts=[TextPart(self._partial)],
+                model_name=self._model.model_name,
+                state="interrupted",
+            )
+            await self._keep(_prompt(self._text), answer)
+
+    async def _attempt(self) -> Outcome:
+        limits = UsageLimits(request_limit=MAX_REQUESTS - self._requests)
+        async with _agent.iter(
+            None if self._asked else self._text,
+            message_history=self._conversation.messages,
+            model=self._model,
+            deps=self._tools,
+            usage_limits=limits,
+        ) as run:
+            node: Any = run.next_node
+            while not isinstance(node, End):
+                node = await self._step(run, node)
+        truncated = self._model.totals.stop_reason is StopReason.LENGTH
+        return Outcome("max_tokens" if truncated else "end_turn")
+
+    async def _step(self, run: Any, node: Any) -> Any:
+        """Run one node and make what came of it durable; return the next."""
+        if Agent.is_model_request_node(node):
+            self._requests += 1
+            async with node.stream(run.ctx) as stream:
+                async for event in stream:
+                    self._show(event)
+            self._updates.end_block()
+            following = await run.next(node)
+            if Agent.is_call_tools_node(following):
+                await self._keep(node.request, following.model_response)
+            return following
+        if Agent.is_call_tools_node(node):
+            async with node.stream(run.ctx) as events:
+                async for event in events:
+                    self._check(event)
+            following = await run.next(node)
+            if Agent.is_model_request_node(following):
+                await self._conversation.append(self._prompt_id, [following.request])
+            return following
+        return await run.next(node)
+
+    async def _keep(self, request: ModelRequest, response: ModelResponse) -> None:
+        """Store a response, with the prompt before it when that is not yet in the history."""
+        new: list[ModelMessage] = [response] if self._asked else [request, response]
+        self._asked, self._partial = True, ""
+        await self._conversation.append(self._prompt_id, new)
+
+    def _show(self, event: Any) -> None:
+        match event:
+            case PartStartEvent(part=TextPart(content=text)):
+                self._say(text)
+            case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+                self._say(text)
+            case PartStartEvent(part=ThinkingPart(content=text)):
+                self._updates.text(BlockKind.THOUGHT, text)
+            case PartDeltaEvent(delta=ThinkingPartDelta(content_delta=str(text))):
+                self._updates.text(BlockKind.THOUGHT, text)
+            case _:
+                pass
+
+    def _say(self, text: str) -> None:
+        self._partial += text
+        self._updates.text(BlockKind.MESSAGE, text)
+
+    def _check(self, event: Any) -> None:
+        match event:
+            case FunctionToolCallEvent(part=part) if part.tool_name not in TOOLS:
+                self._tools.unknown(part.tool_name)
+            case _:
+                pass
+
+
+def _prompt(text: str) -> ModelRequest:
+    return ModelRequest(parts=[UserPromptPart(text)])
+
+
+def _host_lost(lost: LinkClosed) -> PunieError:
+    message = f"the model host was lost {MAX_REPEATS + 1} times in this turn: {lost.reason}"
+    return PunieError(ProcessLost(message=message, process="model-host", pid=0))

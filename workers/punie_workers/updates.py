@@ -1,0 +1,179 @@
+"""``session/update`` notifications of one turn, in ACP's own types."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+from acp import schema
+
+from punie_protocol import jsonrpc
+from punie_protocol.client import UpdateMeta
+from punie_protocol.tools import Arguments, Permission, Result, Tool
+from punie_workers.coalescer import Block, BlockKind, Chunk, Coalescer
+
+type Send = Callable[[bytes], None]
+"""Sends one ACP message of the session to its clients, in order, without waiting."""
+
+type Update = (
+    schema.AgentMessageChunk
+    | schema.AgentThoughtChunk
+    | schema.ToolCallStart
+    | schema.ToolCallProgress
+)
+
+_KINDS: Final[dict[str, schema.ToolKind]] = {
+    "read_file": "read",
+    "list_files": "search",
+    "search": "search",
+    "execute_code": "execute",
+}
+_BY_PERMISSION: Final[dict[Permission, schema.ToolKind]] = {
+    Permission.READ: "read",
+    Permission.EDIT: "edit",
+    Permission.EXECUTE: "execute",
+    Permission.NETWORK: "fetch",
+}
+
+
+class Updates:
+    """What one turn shows. Not for use after `close`."""
+
+    def __init__(self, session_id: str, prompt_id: str, send: Send) -> None:
+        self._session_id = session_id
+        self._prompt_id = prompt_id
+        self._send = send
+        self._coalescer = Coalescer()
+        self._timer: asyncio.TimerHandle | None = None
+        self._message = 0
+
+    def text(self, kind: BlockKind, text: str) -> None:
+        """Show more of what the model says or thinks."""
+        suffix = "t" if kind is BlockKind.THOUGHT else ""
+        block = Block(kind, self._message_id() + suffix)
+        self._emit(self._coalescer.add(block, text, time.monotonic()))
+        self._set_timer()
+
+    def notice(self, text: str) -> None:
+        """Show a line that is Punie's and no part of the answer."""
+        self.end_block()
+        self._update_text(Chunk(Block(BlockKind.THOUGHT, f"{self._message_id()}n"), text + "\n"))
+
+    def end_block(self) -> None:
+        """Show what waits; text from here on belongs to another message."""
+        self._emit(self._coalescer.flush())
+        self._message += 1
+
+    def supersede(self) -> None:
+        """Void the message that streams: its text comes again, under another id."""
+        self._coalescer.drop()
+        self._message += 1
+
+    def tool_started(self, call_id: str, tool: Tool, arguments: Any, parent: str | None) -> None:
+        """Show a tool call that begins now."""
+        self._emit(self._coalescer.flush())
+        kind = _KINDS.get(tool.name, _BY_PERMISSION[tool.permission])
+        start = schema.ToolCallStart(
+            session_update="tool_call",
+            tool_call_id=call_id,
+            title=title(tool.name, arguments),
+            kind=kind,
+            status="in_progress",
+            raw_input=_builtins(arguments),
+            field_meta=self._meta(tool=tool.name, parent=parent),
+        )
+        self._update(start)
+
+    def tool_finished(
+        self, call_id: str, tool: str, output: Result | str, parent: str | None, seconds: float
+    ) -> None:
+        """Show how it ended: with a result, or with the text of its error."""
+        status: Literal["completed", "failed"] = (
+            "failed" if isinstance(output, str) else "completed"
+        )
+        raw = {"error": output} if isinstance(output, str) else _builtins(output)
+        progress = schema.ToolCallProgress(
+            session_update="tool_call_update",
+            tool_call_id=call_id,
+            status=status,
+            raw_output=raw,
+            field_meta=self._meta(tool=tool, parent=parent, duration_ms=seconds * 1000),
+        )
+        self._update(progress)
+
+    def close(self) -> None:
+        """Show what waits and stop the clock."""
+        self._emit(self._coalescer.flush())
+        self._set_timer()
+
+    def _message_id(self) -> str:
+        return f"{self._prompt_id}.{self._message}"
+
+    def _set_timer(self) -> None:
+        due = self._coalescer.due
+        if due is None and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif due is not None and self._timer is None:
+            delay = max(0.0, due - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._emit(self._coalescer.poll(time.monotonic()))
+        self._set_timer()
+
+    def _emit(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._update_text(chunk)
+
+    def _update_text(self, chunk: Chunk) -> None:
+        content = schema.TextContentBlock(type="text", text=chunk.text)
+        message_id = chunk.block.message_id
+        meta = self._meta()
+        match chunk.block.kind:
+            case BlockKind.MESSAGE:
+                update: Update = schema.AgentMessageChunk(
+                    session_update="agent_message_chunk",
+                    content=content,
+                    message_id=message_id,
+                    field_meta=meta,
+                )
+            case BlockKind.THOUGHT:
+                update = schema.AgentThoughtChunk(
+                    session_update="agent_thought_chunk",
+                    content=content,
+                    message_id=message_id,
+                    field_meta=meta,
+                )
+        self._update(update)
+
+    def _update(self, update: Update) -> None:
+        params = schema.SessionNotification(session_id=self._session_id, update=update)
+        self._send(jsonrpc.notification("session/update", dump(params)))
+
+    def _meta(self, **fields: Any) -> dict[str, Any]:
+        meta = UpdateMeta(prompt_id=self._prompt_id, **fields)
+        return {"punie": msgspec.to_builtins(meta)}
+
+
+def dump(model: schema.BaseModel) -> msgspec.Raw:
+    """Return an ACP object as JSON, without what is not set."""
+    return msgspec.Raw(model.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+def title(name: str, arguments: Any) -> str:
+    """Return one line that says what a call does, for a person."""
+    given = _builtins(arguments)
+    if not isinstance(given, dict):
+        return name
+    first = next((value for value in given.values() if isinstance(value, str)), "")
+    line = first.strip().split("\n", 1)[0]
+    return f"{name}: {line[:80]}" if line else name
+
+
+def _builtins(value: Any) -> Any:
+    if isinstance(value, Arguments):
+        value = msgspec.structs.asdict(value)
+    return msgspec.to_builtins(value)

@@ -1,0 +1,235 @@
+"""The worker: what the supervisor asks for, done. Owns projects, sessions and shared services."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final, assert_never
+
+from punie_protocol.errors import (
+    InvalidRequest,
+    NotFound,
+    PunieError,
+    RemoteError,
+    TimedOut,
+    WireError,
+)
+from punie_protocol.link import FrameLink
+from punie_protocol.messages.to_supervisor import (
+    AgentMessage,
+    Pong,
+    ProjectFailed,
+    ProjectReady,
+    StoreDelta,
+)
+from punie_protocol.messages.to_worker import (
+    ClientMessage,
+    CloseProject,
+    CloseSession,
+    OpenProject,
+    OpenSession,
+    Ping,
+    Stop,
+    Stored,
+    ToWorker,
+    Welcome,
+)
+from punie_workers.acp_adapter import AcpAdapter
+from punie_workers.code_mode import CodeMode
+from punie_workers.model_client import ModelClient
+from punie_workers.project import Project
+from punie_workers.services import Services
+from punie_workers.session import Session
+from punie_workers.updates import Send
+
+STORE_TIMEOUT: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+type _Immediate = (
+    Welcome | CloseProject | OpenSession | CloseSession | ClientMessage | Stored | Ping
+)
+
+
+class Worker:
+    """Serves one supervisor until it says `Stop` or the link ends."""
+
+    def __init__(self, link: FrameLink[ToWorker], model_socket: str) -> None:
+        self._link = link
+        self._services = Services(ModelClient(model_socket), CodeMode())
+        self._projects: dict[str, Project] = {}
+        self._sessions: dict[str, Session] = {}
+        self._unusable: dict[str, PunieError] = {}
+        self._adapter = AcpAdapter(self._find)
+        self._storing: dict[int, asyncio.Future[WireError | None]] = {}
+        self._store_ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> str:
+        """Handle messages in order; return why it is over: the supervisor's reason, or the
+        link's."""
+        stop = await self._read()
+        if stop is None:
+            return await self._link.wait_closed()
+        reading = asyncio.create_task(self._read(), name="reading while stopping")
+        await self._stop(stop.reason, stop.deadline_s)
+        reading.cancel()
+        return stop.reason
+
+    async def _read(self) -> Stop | None:
+        """Handle messages until a `Stop`, or the end. Opening a project holds up what comes after
+        it, as that may depend on it."""
+        async for message in self._link:
+            match message:
+                case Stop():
+                    return message
+                case OpenProject():
+                    await self._open_project(message)
+                case _:
+                    self._take(message)
+        return None
+
+    def _take(self, message: _Immediate) -> None:
+        match message:
+            case ClientMessage(session_id=session_id, body=body):
+                self._adapter.take(session_id, body, self._sender(session_id))
+            case Stored(request_id=request_id, error=error):
+                if waiting := self._storing.pop(request_id, None):
+                    waiting.set_result(error)
+            case OpenSession():
+                self._open_session(message)
+            case CloseSession(session_id=session_id, reason=reason):
+                self._close_session(session_id, reason)
+            case CloseProject(project_id=project_id, reason=reason):
+                self._close_project(project_id, reason)
+            case Ping(nonce=nonce):
+                busy = sum(session.is_busy for session in self._sessions.values())
+                self._link.send_nowait(Pong(nonce=nonce, busy=busy))
+            case Welcome():
+                _log.warning("a second welcome")
+            case _:
+                assert_never(message)
+
+    async def _open_project(self, wanted: OpenProject) -> None:
+        try:
+            if wanted.project_id in self._projects:
+                message = f"project {wanted.project_id} is open already"
+                raise PunieError(InvalidRequest(message=message))
+            project = await Project.open(wanted)
+        except PunieError as error:
+            self._link.send_nowait(ProjectFailed(project_id=wanted.project_id, error=error.error))
+            return
+        self._projects[wanted.project_id] = project
+        self._link.send_nowait(
+            ProjectReady(project_id=wanted.project_id, activate_ms=project.activate_ms)
+        )
+        self._spawn(self._warm_up())
+
+    async def _warm_up(self) -> None:
+        """Start the sandbox before the first turn needs it."""
+        await self._services.code.start()
+
+    def _close_project(self, project_id: str, reason: str) -> None:
+        """Forget the project and its sessions at once; their turns end in the background."""
+        project = self._projects.pop(project_id, None)
+        if project is None:
+            return
+        sessions = [one for one in self._sessions.values() if one.project is project]
+        for session in sessions:
+            del self._sessions[session.session_id]
+        self._spawn(_end(sessions, reason, project))
+
+    def _open_session(self, wanted: OpenSession) -> None:
+        session_id = wanted.session_id
+        self._unusable.pop(session_id, None)
+        try:
+            self._sessions[session_id] = self._session(wanted)
+        except PunieError as error:
+            _log.error("session %s: %s", session_id, error)
+            self._unusable[session_id] = error
+
+    def _session(self, wanted: OpenSession) -> Session:
+        session_id = wanted.session_id
+        if session_id in self._sessions:
+            raise PunieError(InvalidRequest(message=f"session {session_id} is open already"))
+        project = self._projects.get(wanted.project_id)
+        if project is None:
+            message = f"project {wanted.project_id} is not open here"
+            raise PunieError(NotFound(message=message, what="project"))
+
+        async def store(prompt_id: str, ordinal: int, data: bytes) -> None:
+            await self._store(session_id, prompt_id, ordinal, data)
+
+        send = self._sender(session_id)
+        return Session(session_id, project, self._services, send, store, wanted.deltas)
+
+    def _close_session(self, session_id: str, reason: str) -> None:
+        self._unusable.pop(session_id, None)
+        if session := self._sessions.pop(session_id, None):
+            self._spawn(_end([session], reason))
+
+    def _find(self, session_id: str) -> Session:
+        if session := self._sessions.get(session_id):
+            return session
+        if error := self._unusable.get(session_id):
+            raise error
+        message = f"session {session_id!r} is not open here"
+        raise PunieError(NotFound(message=message, what="session"))
+
+    def _sender(self, session_id: str) -> Send:
+        def send(body: bytes) -> None:
+            if not self._link.is_closed:
+                self._link.send_nowait(AgentMessage(session_id=session_id, body=body))
+
+        return send
+
+    async def _store(self, session_id: str, prompt_id: str, ordinal: int, data: bytes) -> None:
+        """Make a delta durable within `STORE_TIMEOUT`. Raises `PunieError`."""
+        request_id = next(self._store_ids)
+        stored: asyncio.Future[WireError | None] = asyncio.get_running_loop().create_future()
+        self._storing[request_id] = stored
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT):
+                await self._link.send(
+                    StoreDelta(
+                        request_id=request_id,
+                        session_id=session_id,
+                        prompt_id=prompt_id,
+                        ordinal=ordinal,
+                        data=data,
+                    )
+                )
+                error = await stored
+        except TimeoutError:
+            message = f"the journal did not answer within {STORE_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=message, limit_s=STORE_TIMEOUT)) from None
+        finally:
+            self._storing.pop(request_id, None)
+        if error is not None:
+            raise RemoteError(error)
+
+    async def _stop(self, reason: str, deadline_s: float) -> None:
+        """Cancel every turn; what was durable stays, prompts are answered while there is time."""
+        try:
+            async with asyncio.timeout(deadline_s / 2):
+                await _end(list(self._sessions.values()), reason)
+        except TimeoutError:
+            _log.warning("turns were still under way at the deadline")
+        self._services.model.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a background task failed", exc_info=error)
+
+
+async def _end(sessions: list[Session], reason: str, project: Project | None = None) -> None:
+    """Close sessions together, then the project they were of."""
+    await asyncio.gather(*(session.close(reason) for session in sessions))
+    if project is not None:
+        project.close()
