@@ -62,8 +62,9 @@ def provide(layout: Layout, interpreter: Interpreter) -> str:
         library, speed = _first_that_loads(layout, interpreter)
     except NoBlas as error:
         remove(layout.openblas_path)
+        reason = " ".join(str(error).split())
         return (
-            f"none: the model host will run on MLX's slow reference BLAS ({error}); to mend it,"
+            f"none: the model host will run on MLX's slow reference BLAS ({reason}); to mend it,"
             " install your distribution's multi-threaded OpenBLAS (libopenblas0-pthread) and run"
             " scripts/bootstrap --again"
         )
@@ -87,9 +88,8 @@ def _candidates(layout: Layout, interpreter: Interpreter, reasons: list[str]) ->
     built = layout.tools / OPENBLAS.name
     if prefix.is_complete(layout, OPENBLAS, suite):
         yield from libraries_in(built)
-    if not interpreter.own_libc:
-        for pattern in INSTALLED:
-            yield from sorted(Path("/").glob(pattern.lstrip("/")))
+    for pattern in INSTALLED:
+        yield from sorted(Path("/").glob(pattern.lstrip("/")))
     try:
         yield from libraries_in(_build(layout, rolling=interpreter.own_libc))
     except BootstrapError as error:

@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,7 @@ def test_killed_daemon_takes_its_children_along(user: Punie, projects: Path) -> 
     everything = daemon_pids(user.home)
     assert children < everything
     user.kill(report["pid"])
-    start = time.monotonic()
     wait_until(lambda: not alive(everything), "children gone", lambda: str(alive(everything)), 5)
-    assert time.monotonic() - start < 5
     works(user, projects)
 
 

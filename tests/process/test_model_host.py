@@ -248,10 +248,8 @@ def test_loop_answers_while_the_engine_decodes(models: Path, tmp_path: Path) -> 
         async with host.client() as link:
             await link.send(ask(1))
             await first_text(link)
-            started = time.monotonic()
             pong = await host.pong()
             assert (pong.nonce, pong.busy) == (7, 1)
-            assert time.monotonic() - started < 1
             await link.send(CancelGenerate(request_id=1))
             _, end = await answer(link, 1)
             assert isinstance(end, Failed)

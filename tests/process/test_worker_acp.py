@@ -47,11 +47,9 @@ def busy_children(pid: int) -> list[str]:
 
 async def cancelled(case: Case, answer: asyncio.Future[Envelope]) -> Turn:
     """Cancel the session; return the turn, which has to end quickly."""
-    started = time.monotonic()
     await case.worker.notify("s1", "session/cancel", {"sessionId": "s1"})
     async with asyncio.timeout(QUICK):
         response = await answer
-    assert time.monotonic() - started < QUICK
     turn = Turn(response, case.worker.updates["s1"])
     assert turn.result["stopReason"] == "cancelled"
     assert turn.result["_meta"]["punie"]["promptId"] == "q1"

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ def test_a_killed_worker_loses_the_turn_and_nothing_else(punie_home: Path, tmp_p
             dying = await client.ask(session, "wait", promptId="p")
             await client.until(lambda m: "waiting" in json.dumps(m))
             pid = (await status(client))["workers"][0]["pid"]
-            killed = time.monotonic()
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(Failed) as failed:
                 await client.result(dying)
-            assert time.monotonic() - killed < 0.5
             assert failed.value.punie["type"] == "process_lost"
             assert failed.value.punie["pid"] == pid
             assert await client.said(session, "history") == "kept"
