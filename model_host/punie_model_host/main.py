@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     configure()
-    _choose_blas(options.control_fd)
+    _choose_blas()
     os.set_inheritable(options.control_fd, False)
     setproctitle.setproctitle("punie-model-host")
     os.environ.update(_OFFLINE)
@@ -97,15 +97,15 @@ def _cache_budget() -> int:
     return min(_LARGEST_CACHE, memory // 8)
 
 
-def _choose_blas(control_fd: int) -> None:
+def _choose_blas() -> None:
     library = blas.wanted(os.environ, Path(sys.prefix), sys.platform)
     if library is not None:
         try:
-            blas.restart_with(library, keep=control_fd)
+            blas.load(library, os.process_cpu_count() or 1)
         except OSError as error:
-            event(_log, logging.ERROR, "blas-not-preloaded", library=library, error=error)
-    preloaded = blas.after_restart()
-    event(_log, logging.INFO, "blas", library=preloaded or "built into MLX")
+            event(_log, logging.ERROR, "blas-not-loaded", library=library, error=error)
+            library = None
+    event(_log, logging.INFO, "blas", library=library or "built into MLX")
 
 
 if __name__ == "__main__":

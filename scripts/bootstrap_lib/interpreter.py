@@ -11,6 +11,7 @@ from bootstrap_lib import apt, prefix, shell
 from bootstrap_lib.layout import Layout
 from bootstrap_lib.prefix import PYTHON, Patchelf
 from bootstrap_lib.report import BootstrapError
+from bootstrap_lib.state import write_text
 from bootstrap_lib.uv import CERTIFICATE_FILES, Uv
 
 WANTED = "3.14"
@@ -118,9 +119,22 @@ def _from_packages(layout: Layout, uv: Uv) -> Interpreter:
 
 
 def _from_prefix(layout: Layout) -> Interpreter:
-    program = layout.tools / PYTHON.name / "usr" / "bin" / "python3.14"
+    folder = layout.tools / PYTHON.name
+    program = folder / "usr" / "bin" / "python3.14"
     facts = probe(program)
+    _compile_library(program, folder)
     return Interpreter(program, facts["version"], "distribution packages", own_libc=True)
+
+
+def _compile_library(program: Path, folder: Path) -> None:
+    """Compile the standard library, once: the packages leave that to their installation, and
+    without it every start of the interpreter would take several times as long."""
+    stamp = folder / ".compiled"
+    if not stamp.exists():
+        library = folder / "usr" / "lib" / "python3.14"
+        words = ["-I", "-m", "compileall", "-q", "-j", "0", library]
+        shell.run([program, *words], timeout_s=300)
+        write_text(stamp, "")
 
 
 STRATEGIES: Sequence[tuple[str, Strategy]] = (

@@ -466,20 +466,20 @@ def test_usage_without_a_control_link() -> None:
     assert "--control-fd" in done.stderr
 
 
-@pytest.mark.parametrize("preload", [True, False])
-def test_says_which_blas_it_uses(models: Path, tmp_path: Path, preload: bool) -> None:
-    # any library will do to see that it is preloaded; one without BLAS leaves MLX its own
+@pytest.mark.parametrize("given", [True, False])
+def test_says_which_blas_it_uses(models: Path, tmp_path: Path, given: bool) -> None:
+    # any library will do to see that it is loaded; one without BLAS leaves MLX its own
     some = importlib.util.find_spec("msgspec._core")
     assert some is not None
     assert some.origin is not None
-    library = shutil.copy(some.origin, tmp_path / "some.so") if preload else ""
-    preloads = preload and sys.platform == "linux"
+    library = shutil.copy(some.origin, tmp_path / "some.so") if given else ""
+    loads = given and sys.platform == "linux"
 
     async def test(host: RunningHost) -> None:
         assert (await host.state()).state is Load.READY
-        expected = library if preloads else "'built into MLX'"
+        expected = library if loads else "'built into MLX'"
         assert f"info blas library={expected}" in host.log.read_text()
-        if preloads:
+        if loads:
             mapped = psutil.Process(host.process.pid).memory_maps()
             assert str(library) in {region.path for region in mapped}
 

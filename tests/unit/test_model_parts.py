@@ -1,10 +1,8 @@
 """The model host's small pure parts: stop strings, scheduler, prefix search, BLAS choice."""
 
-import os
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,17 +92,3 @@ def test_blas_is_taken_from_the_pointer_or_the_environment(tmp_path: Path) -> No
     assert blas.wanted({}, tmp_path, "darwin") is None
     assert blas.wanted({blas.CHOICE: ""}, tmp_path, "linux") is None
     assert blas.wanted({blas.CHOICE: str(tmp_path / "none.so")}, tmp_path, "linux") is None
-    second = blas.with_preload({"LD_PRELOAD": "/x.so", "A": "1"}, library, threads=3)
-    assert second["LD_PRELOAD"] == f"{library} /x.so"
-    assert (second["OPENBLAS_NUM_THREADS"], second["A"]) == ("3", "1")
-    assert blas.wanted(second, tmp_path, "linux") is None
-
-
-def test_no_child_inherits_the_preload(monkeypatch: pytest.MonkeyPatch) -> None:
-    for before in ("", "/x.so"):
-        second = blas.with_preload({"LD_PRELOAD": before}, Path("/blas.so"), threads=1)
-        for key, value in second.items():
-            monkeypatch.setenv(key, value)
-        assert blas.after_restart() == "/blas.so"
-        assert os.environ.get("LD_PRELOAD", "") == before
-        assert blas.after_restart() == ""
