@@ -14,7 +14,7 @@ FILES = Path(__file__).parent / "wire"
 def golden(receiver: str) -> list[tuple[str, str]]:
     """Return the recorded (tag, hex frame) lines."""
     lines = (FILES / f"{receiver}.txt").read_text().splitlines()
-    return [tuple(line.split(" ", 1)) for line in lines]  # ty: ignore[invalid-return-type]
+    return [(tag, frame) for tag, frame in (line.split(" ", 1) for line in lines)]
 
 
 @pytest.mark.parametrize("receiver", sorted(UNIONS))

@@ -124,7 +124,7 @@ class Generate(Message, frozen=True, tag="generate"):
     conversation_id: str
     priority: Priority
     messages: list[AnyChatMessage]
-    tools: list[ToolSchema] = msgspec.field(default_factory=list)
+    tools: list[ToolSchema] = msgspec.field(default_factory=list[ToolSchema])
     sampling: Sampling = Sampling()
 
 
