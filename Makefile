@@ -3,6 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 NAME ?= ask
+N ?= 25
 ARGS ?=
 
 # The question and the folder reach the program through the environment, so that a space, a quote
@@ -18,7 +19,7 @@ python := .venv/bin/python
 pytest := $(python) -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-all check fix bench docs clean bootstrap
+.PHONY: help ask test test-all faults check fix bench docs clean bootstrap
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -27,10 +28,13 @@ ask: bootstrap ## ask about this project, or: make ask Q="..." DIR=folder
 	@exec .venv/bin/punie ask -C "$$PUNIE_ASK_FOLDER" -- "$$PUNIE_ASK_QUESTION"
 
 test: bootstrap ## the test suite (ARGS="..." goes to pytest)
-	@$(pytest) -m "not slow" $(ARGS)
-
-test-all: bootstrap ## the test suite with the slow tests
 	@$(pytest) $(ARGS)
+
+test-all: bootstrap ## the suite with big doses: fuzzing, kills
+	@PUNIE_KILLS=$(N) $(pytest) --hypothesis-profile thorough --timeout 900 $(ARGS)
+
+faults: bootstrap ## kill processes at random while they work: make faults N=100
+	@PUNIE_KILLS=$(N) $(pytest) tests/faults $(ARGS)
 
 check: bootstrap ## formatting, lint, types, import contracts, lock file
 	.venv/bin/ruff check
@@ -52,6 +56,7 @@ docs: bootstrap ## write the generated pages of docs/reference again
 	@$(python) scripts/docs.py
 
 clean: ## remove the environment, private tools, caches, build products
+	@test ! -x .venv/bin/punie || .venv/bin/punie down
 	rm -rf .venv .tools dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

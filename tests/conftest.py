@@ -7,6 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
+
+settings.register_profile("punie", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=5000)
+settings.load_profile("punie")
 
 LEAK_PATIENCE = 5.0
 """What a test left behind may take so long to go away by itself, seconds."""
