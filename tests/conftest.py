@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("punie", deadline=None)
-settings.register_profile("thorough", deadline=None, max_examples=5000)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("punie")
 
 LEAK_PATIENCE = 5.0
