@@ -25,7 +25,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 ask: bootstrap ## ask about this project, or: make ask Q="..." DIR=folder
-	@exec .venv/bin/punie ask -C "$$PUNIE_ASK_FOLDER" -- "$$PUNIE_ASK_QUESTION"
+	@exec .venv/bin/punie ask -C "$$PUNIE_ASK_FOLDER" -- "$$PUNIE_ASK_QUESTION" </dev/null
 
 test: bootstrap ## the test suite (ARGS="..." goes to pytest)
 	@$(pytest) $(ARGS)

@@ -168,6 +168,17 @@ def test_a_second_question_refers_to_the_first(user: Punie, projects: Path) -> N
     assert "no Markdown files" in third["answer"]
 
 
+def test_a_conversation_moves_to_another_level(user: Punie, projects: Path) -> None:
+    tree = projects / "json"
+    first = user.ask(tree, "How many Python files are there?", "--isolation", "process")
+    for level in ("interpreter", "process"):
+        report = user.ask(
+            tree, "Which ones?", "--session", first["session_id"], "--isolation", level
+        )
+        assert report["isolation"] == level
+        assert trees.files(tree, ".py") <= words(report["answer"]), report["answer"]
+
+
 def test_a_conversation_outlives_the_daemon(user: Punie, projects: Path) -> None:
     first = user.ask(projects / "json", "How many Python files are there?")
     assert user.run("down").returncode == 0

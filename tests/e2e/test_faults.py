@@ -165,6 +165,22 @@ def test_interrupt_cancels_the_turn(user: Punie, projects: Path) -> None:
     works(user, projects)
 
 
+def test_reader_of_the_answer_goes_away(user: Punie, projects: Path) -> None:
+    works(user, projects)
+    process = user.popen(
+        "ask", "-C", projects / "asyncio", "--format", "jsonl", "Find all Python files"
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 1
+    assert stderr == ""
+    works(user, projects)
+
+
 def test_timeout(user: Punie, projects: Path) -> None:
     works(user, projects)
     result = user.run(

@@ -184,7 +184,7 @@ class _Turn:
                 stopper.cancel()
 
     async def _check_version(self, client: Client) -> None:
-        theirs = await client.call(
+        theirs = await client.ask_daemon(
             "initialize",
             {"protocolVersion": 1, "clientCapabilities": {}},
             _Initialized,
@@ -201,7 +201,7 @@ class _Turn:
             session_id, root = await _find_session(client, question)
             if question.isolation is not None:
                 params = punie.Isolate(cwd=root, isolation=question.isolation)
-                await client.request(punie.ISOLATE, params)
+                await client.ask_daemon(punie.ISOLATE, params, dict)
             return session_id, root
         meta = {"punie": punie.SessionMeta(isolation=question.isolation)}
         params = {"cwd": directory, "mcpServers": [], "_meta": meta}
@@ -366,7 +366,7 @@ async def _sessions(client: Client, cwd: str | None) -> Any:
     cursor = None
     while True:
         params = {"cwd": cwd, "cursor": cursor}
-        page = await client.call("session/list", params, _SessionPage)
+        page = await client.ask_daemon("session/list", params, _SessionPage)
         for info in page.sessions:
             yield info
         cursor = page.next_cursor

@@ -13,11 +13,7 @@ from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import connect, ignore
-from punie_supervisor.clients.errors import DaemonUnreachable
 from punie_supervisor.paths import Paths
-
-ANSWER_TIMEOUT = 5.0
-"""The daemon answers ``_punie/*`` requests itself, within this many seconds."""
 
 STOP_TIMEOUT = 10.0
 """From the request to end to the released lock, seconds."""
@@ -46,7 +42,7 @@ def down() -> ExitCode:
     try:
         asyncio.run(_request_shutdown(paths))
         stopped = launch.wait_gone(paths, STOP_TIMEOUT)
-    except (PunieError, TimeoutError) as error:
+    except PunieError as error:
         output.say(f"the daemon does not answer ({error}); ending it by a signal")
         stopped = False
     if not stopped and not launch.stop_by_signal(paths):
@@ -140,22 +136,19 @@ def _size(size: int) -> str:
 
 
 async def _status(paths: Paths) -> punie.StatusReport:
-    async with asyncio.timeout(ANSWER_TIMEOUT), connect(paths.socket, ignore) as client:
-        return await client.call(punie.STATUS, None, punie.StatusReport)
+    async with connect(paths.socket, ignore) as client:
+        return await client.ask_daemon(punie.STATUS, None, punie.StatusReport)
 
 
 async def _request_shutdown(paths: Paths) -> None:
-    async with asyncio.timeout(ANSWER_TIMEOUT), connect(paths.socket, ignore) as client:
-        await client.request(punie.SHUTDOWN)
+    async with connect(paths.socket, ignore) as client:
+        await client.ask_daemon(punie.SHUTDOWN, None, dict)
 
 
 async def _wait_for_model(paths: Paths) -> ExitCode:
     deadline = time.monotonic() + LOAD_TIMEOUT
     while time.monotonic() < deadline:
-        try:
-            model = (await _status(paths)).model
-        except TimeoutError:
-            raise DaemonUnreachable(paths.socket, "no answer in time") from None
+        model = (await _status(paths)).model
         match model.state:
             case "ready":
                 output.say(f"ready: model {model.name}")

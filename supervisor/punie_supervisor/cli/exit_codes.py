@@ -5,7 +5,7 @@ from typing import assert_never
 
 from punie_protocol import errors
 from punie_protocol.errors import LinkClosed, PunieError, WireError
-from punie_supervisor.clients.errors import DaemonUnreachable, StartFailed
+from punie_supervisor.clients.errors import DaemonSilent, DaemonUnreachable, StartFailed
 
 
 class ExitCode(IntEnum):
@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
 
 def exit_code(error: PunieError) -> ExitCode:
     """Return the exit code for an exception."""
-    if isinstance(error, DaemonUnreachable | StartFailed | LinkClosed):
+    if isinstance(error, DaemonUnreachable | DaemonSilent | StartFailed | LinkClosed):
         return ExitCode.UNREACHABLE
     return wire_exit_code(error.error)
 

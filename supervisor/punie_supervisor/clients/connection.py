@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -21,12 +21,17 @@ from punie_protocol.errors import (
     TooLarge,
 )
 from punie_protocol.limits import HANDSHAKE_TIMEOUT, MAX_CLIENT_MESSAGE
-from punie_supervisor.clients.errors import DaemonUnreachable
+from punie_supervisor.clients.errors import DaemonSilent, DaemonUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from websockets.asyncio.client import ClientConnection
+
+ANSWER_TIMEOUT: Final = 10.0
+"""What the daemon answers itself, it answers within so many seconds."""
+
+_NO_REASON: Final = "the daemon ended the connection"
 
 type Handler = Callable[[str, Raw], Awaitable[Any]]
 """Takes a method and its params; what it returns answers a request."""
@@ -60,19 +65,28 @@ class Client:
         """Return the typed result of `request`."""
         return msgspec.json.decode(await self.request(method, params), type=result)
 
+    async def ask_daemon[R](self, method: str, params: Any, result: type[R]) -> R:
+        """Return the typed result of a method that the daemon answers itself. Raises `PunieError`
+        like `request`, and with `TimedOut` after `ANSWER_TIMEOUT` seconds."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return await self.call(method, params, result)
+        except TimeoutError:
+            raise DaemonSilent(method, ANSWER_TIMEOUT) from None
+
     async def notify(self, method: str, params: Any) -> None:
         """Send a notification."""
         await self._send(jsonrpc.notification(method, params))
 
     async def run(self) -> None:
         """Read until the connection ends; then every waiting request gets `LinkClosed`."""
-        reason = "the daemon closed the connection"
         try:
             async for body in self._websocket:
                 await self._dispatch(jsonrpc.decode(body))
-        except ConnectionClosed as error:
-            reason = _close_reason(error)
+        except ConnectionClosed:
+            pass  # those who wait are told below
         finally:
+            reason = self._websocket.close_reason or _NO_REASON
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(LinkClosed(reason))
@@ -108,15 +122,16 @@ class Client:
             )
         try:
             await self._websocket.send(body, text=True)
-        except ConnectionClosed as error:
-            raise LinkClosed(_close_reason(error)) from None
+        except ConnectionClosed:
+            raise LinkClosed(self._websocket.close_reason or _NO_REASON) from None
 
 
 @asynccontextmanager
 async def connect(socket: Path, handler: Handler) -> AsyncGenerator[Client]:
     """Connect to the daemon's socket and read in the background while the context is open.
 
-    Raises `DaemonUnreachable` when nobody answers there within `HANDSHAKE_TIMEOUT` seconds.
+    Raises `DaemonUnreachable` when nobody answers there within `HANDSHAKE_TIMEOUT` seconds, and
+    at its end whatever `handler` raised.
     """
     try:
         websocket = await unix_connect(
@@ -135,7 +150,9 @@ async def connect(socket: Path, handler: Handler) -> AsyncGenerator[Client]:
     finally:
         await websocket.close()
         reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+        (outcome,) = await asyncio.gather(reader, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome  # of the handler: the reason why the connection ended
 
 
 async def ignore(_method: str, _params: Raw) -> None:
@@ -146,10 +163,3 @@ def _remote_error(error: jsonrpc.RpcError) -> RemoteError:
     if error.data is not UNSET and error.data.punie is not UNSET:
         return RemoteError(error.data.punie)
     return RemoteError(Internal(message=f"{error.message} (JSON-RPC {error.code})"))
-
-
-def _close_reason(error: ConnectionClosed) -> str:
-    received = error.rcvd
-    if received is not None and received.reason:
-        return received.reason
-    return "the daemon ended the connection"

@@ -2,19 +2,30 @@
 
 from pathlib import Path
 
-from punie_protocol.errors import Internal, PunieError, Retry, WireError
+from punie_protocol.errors import Internal, PunieError, TimedOut, WireError
 
 
 class DaemonUnreachable(PunieError):
     """Nobody answers on the daemon's socket, or the daemon could not be started."""
-
-    retry = Retry.LATER
 
     def __init__(self, socket: Path, reason: str) -> None:
         super().__init__(
             Internal(
                 message=f"no daemon answers at {socket}: {reason}",
                 hint="run: punie up, and see: punie logs",
+            )
+        )
+
+
+class DaemonSilent(PunieError):
+    """The daemon's socket accepts, and no answer comes."""
+
+    def __init__(self, method: str, limit_s: float) -> None:
+        super().__init__(
+            TimedOut(
+                message=f"the daemon did not answer {method} within {limit_s:g} s",
+                hint="run: punie restart, and see: punie logs",
+                limit_s=limit_s,
             )
         )
 
