@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 
-from punie_protocol.errors import FrameInvalid, FrameTooLarge, FrameTruncated
+from punie_protocol.errors import FrameInvalid, FrameTooLarge, FrameTruncated, MessageTooLarge
 from punie_protocol.limits import FRAME_HEADER_SIZE, MAX_FRAME
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_frame(message: msgspec.Struct, *, limit: int = MAX_FRAME) -> bytearray:
-    """Return `message` as one frame. Raises `FrameTooLarge` when it is over `limit` bytes."""
+    """Return `message` as one frame. Raises `MessageTooLarge` when it is over `limit` bytes."""
     frame = bytearray(FRAME_HEADER_SIZE)
     _encoder.encode_into(message, frame, FRAME_HEADER_SIZE)
     size = len(frame) - FRAME_HEADER_SIZE
     if size > limit:
-        raise FrameTooLarge(size, limit)
+        raise MessageTooLarge(type(message).__name__, size, limit)
     frame[:FRAME_HEADER_SIZE] = size.to_bytes(FRAME_HEADER_SIZE)
     return frame
 

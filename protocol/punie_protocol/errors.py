@@ -6,6 +6,7 @@ fault it is and whether trying again can help, so no peer guesses from a text::
     PunieError                   root of what Punie raises on purpose; carries a WireError
     ├── RemoteError              the peer answered with a WireError
     ├── LinkClosed               the peer is gone
+    ├── MessageTooLarge          a message of ours is over the limit; nothing of it was sent
     └── ProtocolError            the peer does not keep the frame protocol; the link is over
         ├── FrameTooLarge        announced length is over the limit
         ├── FrameTruncated       the stream ended inside a frame
@@ -191,6 +192,19 @@ class LinkClosed(PunieError):
     def __init__(self, reason: str) -> None:
         super().__init__(Internal(message=f"link closed: {reason}"))
         self.reason = reason
+
+
+class MessageTooLarge(PunieError):
+    """A message to be sent is over the limit of a frame; nothing of it was sent."""
+
+    def __init__(self, message: str, actual: int, limit: int) -> None:
+        super().__init__(
+            TooLarge(
+                message=f"{message} of {actual} bytes is over the limit of {limit} bytes",
+                limit=limit,
+                actual=actual,
+            )
+        )
 
 
 class ProtocolError(PunieError):

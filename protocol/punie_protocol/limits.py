@@ -18,7 +18,8 @@ MAX_QUEUED_FRAMES: Final = 1024
 """Received frames a link holds before it stops reading from its peer."""
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
-"""Unsent bytes a link holds before a slow reader is dropped."""
+"""Unsent bytes a link holds before a slow reader is dropped; received ones before it stops
+reading."""
 
 WRITE_HIGH_WATER: Final = 256 * 1024
 """Unsent bytes above which ``FrameLink.send`` waits for the reader."""

@@ -1,8 +1,9 @@
 """A framed link over a stream socket: the one I/O shell of the codec.
 
 `FrameLink` is an asyncio `BufferedProtocol`; anyio streams cost two to three times the
-throughput here. Bounded both ways: it stops reading while `MAX_QUEUED_FRAMES` wait to be taken,
-and a peer that takes nothing for `SEND_TIMEOUT` seconds, or owes `MAX_QUEUED_BYTES`, is dropped.
+throughput here. Bounded both ways: it stops reading while `MAX_QUEUED_FRAMES` or
+`MAX_QUEUED_BYTES` wait to be taken; a peer that takes nothing for `SEND_TIMEOUT` seconds, or owes
+`MAX_QUEUED_BYTES`, is dropped.
 """
 
 import asyncio
@@ -39,7 +40,8 @@ class FrameLink[M](asyncio.BufferedProtocol):
         self._frames = FrameDecoder()
         self._buffer = bytearray(_READ_BUFFER)
         self._view = memoryview(self._buffer)
-        self._received: deque[M] = deque()
+        self._received: deque[tuple[M, int]] = deque()
+        self._received_bytes = 0
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -98,8 +100,9 @@ class FrameLink[M](asyncio.BufferedProtocol):
                 raise LinkClosed(self._closed.result())
             self._arrived.clear()
             await self._arrived.wait()
-        message = self._received.popleft()
-        if not self._reading and len(self._received) < MAX_QUEUED_FRAMES // 2:
+        message, size = self._received.popleft()
+        self._received_bytes -= size
+        if not self._reading and not self._is_full(0.5):
             self._resume_reading()
         return message
 
@@ -153,10 +156,11 @@ class FrameLink[M](asyncio.BufferedProtocol):
         try:
             self._frames.feed(self._view[:nbytes])
             for payload in self._frames.payloads():
-                self._received.append(self._decoder.decode(payload))
+                self._received.append((self._decoder.decode(payload), len(payload)))
+                self._received_bytes += len(payload)
         except ProtocolError as error:
             self._break(error)
-        if self._reading and len(self._received) >= MAX_QUEUED_FRAMES:
+        if self._reading and self._is_full(1.0):
             self._pause_reading()
         self._arrived.set()
 
@@ -176,6 +180,10 @@ class FrameLink[M](asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    def _is_full(self, share: float) -> bool:
+        frames, size = len(self._received), self._received_bytes
+        return frames >= share * MAX_QUEUED_FRAMES or size >= share * MAX_QUEUED_BYTES
 
     def _break(self, error: ProtocolError) -> None:
         if isinstance(error, FrameInvalid):

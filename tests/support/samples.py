@@ -68,6 +68,7 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
         ),
         to_worker.CloseProject(project_id="p1", reason="idle"),
         to_worker.OpenSession(session_id="s1", project_id="p1", deltas=[b"[]"]),
+        to_worker.SessionHistory(session_id="s1", deltas=[b"[]"]),
         to_worker.CloseSession(session_id="s1", reason="deleted"),
         to_worker.ClientMessage(session_id="s1", body=b"{}"),
         to_worker.Stored(request_id=1, error=errors.Internal(message="disk full")),

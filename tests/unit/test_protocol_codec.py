@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from punie_protocol.codec import FrameDecoder, MessageDecoder, encode_frame
-from punie_protocol.errors import FrameInvalid, FrameTooLarge, FrameTruncated, ProtocolError
+from punie_protocol.errors import (
+    FrameInvalid,
+    FrameTooLarge,
+    FrameTruncated,
+    MessageTooLarge,
+    ProtocolError,
+)
 from punie_protocol.limits import FRAME_HEADER_SIZE
 from punie_protocol.messages import to_supervisor, to_worker
 from tests.support.messages import messages_of
@@ -88,7 +94,7 @@ def test_oversized_length_is_refused_before_the_payload_is_kept() -> None:
 
 
 def test_oversized_message_is_refused_by_its_sender() -> None:
-    with pytest.raises(FrameTooLarge):
+    with pytest.raises(MessageTooLarge, match="AgentMessage of"):
         encode_frame(to_supervisor.AgentMessage(session_id="s", body=b"x" * 100), limit=50)
 
 

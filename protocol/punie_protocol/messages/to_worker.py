@@ -32,10 +32,19 @@ class CloseProject(Message, frozen=True, tag="close_project"):
 
 class OpenSession(Message, frozen=True, tag="open_session"):
     """Make a session known, with its conversation so far: deltas in order of their ordinal,
-    as they were in `StoreDelta`. Comes before the first `ClientMessage` of the session."""
+    as they were in `StoreDelta`; what does not fit follows in `SessionHistory`. Comes before the
+    first `ClientMessage` of the session."""
 
     session_id: str
     project_id: str
+    deltas: list[bytes]
+
+
+class SessionHistory(Message, frozen=True, tag="session_history"):
+    """More deltas for the `OpenSession` just before, in order: a long conversation does not fit
+    into one frame."""
+
+    session_id: str
     deltas: list[bytes]
 
 
@@ -80,6 +89,7 @@ type ToWorker = (
     | OpenProject
     | CloseProject
     | OpenSession
+    | SessionHistory
     | CloseSession
     | ClientMessage
     | Stored
