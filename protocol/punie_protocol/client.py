@@ -56,14 +56,13 @@ class UpdateMeta(_Meta, frozen=True):
 
 
 class ResultMeta(_Meta, frozen=True):
-    """In the response to ``session/prompt``."""
+    """In the response to ``session/prompt``; of one that failed, in the error's ``data.meta``."""
 
     prompt_id: str
     model: str
     isolation: Isolation
     usage: Usage
     timings_ms: Timings
-    error: WireError | None = None
 
 
 class Accepted(_Meta, frozen=True):

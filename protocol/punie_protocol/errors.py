@@ -183,7 +183,11 @@ class PunieError(Exception):
 
 
 class RemoteError(PunieError):
-    """The peer answered with a failure."""
+    """The peer answered with a failure; `meta` is what it said besides, as JSON."""
+
+    def __init__(self, error: WireError, meta: bytes | None = None) -> None:
+        super().__init__(error)
+        self.meta = meta
 
 
 class LinkClosed(PunieError):

@@ -37,9 +37,10 @@ class Envelope(msgspec.Struct, kw_only=True):
 
 
 class RpcErrorData(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The ``data`` of an error object."""
+    """The ``data`` of an error object. `meta` is the `ResultMeta` of a prompt that failed."""
 
     punie: WireError | UnsetType = UNSET
+    meta: Raw | UnsetType = UNSET
 
 
 class RpcError(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -40,7 +40,9 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
             )
         dirs = platformdirs.PlatformDirs("punie", appauthor=False)
         state = Path(dirs.user_state_dir)
-        runtime = environ.get("XDG_RUNTIME_DIR")
+        runtime = environ.get("XDG_RUNTIME_DIR", "")
+        if not runtime.startswith("/"):  # relative ones are to be ignored, says the XDG standard
+            runtime = ""
         return cls(
             config_dir=Path(dirs.user_config_dir),
             data_dir=Path(dirs.user_data_dir),

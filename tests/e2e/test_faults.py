@@ -1,13 +1,15 @@
 """What goes wrong for users: each time a clear error, and the next question works."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Punie, alive, daemon_pids, wait_until
+from tests.support.cli import COMMAND, Punie, alive, daemon_pids, wait_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("faults")]
 
@@ -57,6 +59,28 @@ def test_no_daemon(tmp_path: Path, projects: Path) -> None:
         result = user.run("ask", "-C", projects / "json", QUESTION)
         assert result.returncode == 0
         assert "starting the daemon" in result.stderr
+    finally:
+        user.close()
+
+
+def test_five_questions_race_to_start_the_daemon(tmp_path: Path, projects: Path) -> None:
+    user = Punie(tmp_path)
+    try:
+        asked = [user.popen("ask", "-C", projects / "json", QUESTION) for _ in range(5)]
+        for process in asked:
+            answer, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+            assert "JSONDecodeError" in answer
+    finally:
+        user.close()
+
+
+def test_relative_home_is_one_home(tmp_path: Path, projects: Path) -> None:
+    user = Punie(tmp_path)
+    user.environ["PUNIE_HOME"] = "punie"
+    try:
+        assert user.run("ask", "-C", projects / "json", QUESTION).returncode == 0
+        assert user.status()["home"] == str(tmp_path / "punie")
     finally:
         user.close()
 
@@ -189,6 +213,83 @@ def test_timeout(user: Punie, projects: Path) -> None:
     assert result.returncode == 6, result.stderr
     assert "0.05 s" in result.stderr
     works(user, projects)
+
+
+def test_two_questions_at_once_in_one_conversation(user: Punie, projects: Path) -> None:
+    session = user.ask(projects / "json", "Hello")["session_id"]
+    questions = {"How many Python files are there?": "Python", "Find all TOML files": "TOML"}
+    asked = {
+        expected: user.popen(
+            "ask", "-C", projects / "json", "--session", session, "--format", "json", text
+        )
+        for text, expected in questions.items()
+    }
+    for expected, process in asked.items():
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        report = json.loads(out)
+        assert expected in report["answer"]
+        outer = [call for call in report["tool_calls"] if call["parent"] is None]
+        assert len(outer) <= 1, "tool calls of the other question"
+
+
+def test_timeout_covers_a_standard_input_that_does_not_end(user: Punie, projects: Path) -> None:
+    command = [*COMMAND, "ask", "-C", str(projects / "json"), "--timeout", "1", "What is this?"]
+    with subprocess.Popen(
+        command,
+        env=user.environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write("begun, never ended")
+        process.stdin.flush()
+        assert process.wait(30) == 6
+        assert process.stderr is not None
+        assert "1 s" in process.stderr.read()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_narrow_terminal_encoding_is_no_failure(user: Punie, projects: Path, encoding: str) -> None:
+    narrow = Punie(user.home)
+    narrow.environ["PYTHONIOENCODING"] = encoding
+    result = narrow.run("ask", "-C", projects / "asyncio", "--format", "json", QUESTION)
+    assert result.returncode == 0, result.stderr
+
+
+def test_closed_output_is_no_failure(user: Punie, projects: Path) -> None:
+    shell = '"$@" >&- 2>&-'
+    command = ["sh", "-c", shell, "sh", *COMMAND, "ask", "-C", str(projects / "json"), QUESTION]
+    assert subprocess.run(command, env=user.environ, timeout=60, check=False).returncode == 0
+
+
+def test_up_with_another_model_than_the_running_one(user: Punie, projects: Path) -> None:
+    works(user, projects)
+    result = user.run("up", "--model", "/does/not/exist")
+    assert result.returncode == 2
+    assert "punie restart --model /does/not/exist" in result.stderr
+    assert user.run("up", "--model", "embedded").returncode == 0
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/nowhere", "/tmp/" + 300 * "x"])
+@pytest.mark.parametrize("command", ["ask", "up", "down", "status", "logs"])
+def test_unusable_home(tmp_path: Path, home: str, command: str) -> None:
+    user = Punie(tmp_path)
+    user.environ["PUNIE_HOME"] = home
+    result = user.run(command, *(["x"] if command == "ask" else []))
+    assert "Traceback" not in result.stderr
+    assert result.returncode in ((0,) if command in ("down", "logs") else (2, 3))
+
+
+def test_folder_whose_name_is_not_utf8(user: Punie, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    result = user.run("ask", "-C", folder, "Hello")
+    assert result.returncode == 2
+    assert "UTF-8" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,10 @@ async def hang_up(connection: ServerConnection) -> None:
     await connection.close(1001, "going away")
 
 
-def test_another_protocol_number(tmp_path: Path) -> None:
-    code, out, err = asyncio.run(against(tmp_path, speaking("9.0.0", PROTOCOL + 1), "ask", "x"))
+@pytest.mark.parametrize("command", [("ask", "x"), ("status",), ("up",)])
+def test_another_protocol_number(tmp_path: Path, command: tuple[str, ...]) -> None:
+    daemon = speaking("9.0.0", PROTOCOL + 1)
+    code, out, err = asyncio.run(against(tmp_path, daemon, *command))
     assert code == 3
     assert "punie restart" in err
     assert out == ""

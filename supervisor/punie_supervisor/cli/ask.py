@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import os
-import select
 import signal
-import stat
 import sys
+import uuid
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -15,15 +14,15 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol import client as punie
-from punie_protocol.client import About
-from punie_protocol.errors import NotFound, PunieError, RemoteError, TooLarge
-from punie_protocol.handshake import check_protocol, version
-from punie_protocol.limits import MAX_CLIENT_MESSAGE
+from punie_protocol.errors import LinkClosed, NotFound, PunieError, RemoteError
+from punie_protocol.handshake import version
 from punie_protocol.messages.common import Isolation
 from punie_supervisor.cli import output
+from punie_supervisor.cli.context import Deadline
 from punie_supervisor.cli.exit_codes import ExitCode, wire_exit_code
 from punie_supervisor.clients import launch
-from punie_supervisor.clients.connection import Client, connect
+from punie_supervisor.clients.connection import Client, check_version, connect
+from punie_supervisor.clients.errors import DaemonUnreachable
 from punie_supervisor.clients.turn import (
     Event,
     EventKind,
@@ -35,9 +34,6 @@ from punie_supervisor.paths import Paths
 
 CANCEL_PATIENCE = 3.0
 """How long a cancelled turn may take to say so before the client leaves, seconds."""
-
-STDIN_PATIENCE = 3.0
-"""How long a pipe on standard input may stay silent before the question goes out without it."""
 
 
 class Format(StrEnum):
@@ -59,7 +55,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None
     last: bool
     format: Format
-    timeout: float | None
+    deadline: Deadline
 
 
 class Cause(StrEnum):
@@ -83,54 +79,25 @@ class _SessionId(msgspec.Struct, rename="camel"):
     session_id: str
 
 
-class _AgentInfo(msgspec.Struct):
-    version: str = ""
-
-
-class _Meta(msgspec.Struct):
-    punie: About = About()
-
-
-class _Initialized(msgspec.Struct, rename="camel"):
-    agent_info: _AgentInfo = msgspec.field(default_factory=_AgentInfo)
-    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
-
-
 def ask(question: Question) -> ExitCode:
     """Ask and print; return the exit code. Starts the daemon when none runs."""
     paths = Paths.from_environment()
+    try:
+        _ensure_daemon(paths, question)
+        return asyncio.run(_Turn(question, paths).run())
+    except DaemonUnreachable:
+        if launch.is_running(paths):
+            raise
+        # It was ending just when we came.
+        _ensure_daemon(paths, question)
+        return asyncio.run(_Turn(question, paths).run())
+
+
+def _ensure_daemon(paths: Paths, question: Question) -> None:
     if not launch.is_running(paths):
         output.say("starting the daemon (stop it with: punie down)")
-        launch.start(paths, model=question.model)
-    return asyncio.run(_Turn(question, paths).run())
-
-
-def read_context() -> str:
-    """Return what is piped or redirected into standard input; empty for a terminal.
-
-    A pipe that stays silent for `STDIN_PATIENCE` seconds is left alone, and that is said.
-    Raises `PunieError` for more than a prompt can carry, and for text that is not UTF-8.
-    """
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return ""
-    fd = sys.stdin.fileno()
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISCHR(mode):
-        return ""
-    if not stat.S_ISREG(mode) and not select.select([fd], [], [], STDIN_PATIENCE)[0]:
-        output.say(f"nothing came on standard input within {STDIN_PATIENCE:g} s: going on without")
-        return ""
-    data = sys.stdin.buffer.read(MAX_CLIENT_MESSAGE + 1)
-    if len(data) > MAX_CLIENT_MESSAGE:
-        raise PunieError(
-            TooLarge(
-                message=f"standard input is over the limit of {MAX_CLIENT_MESSAGE} bytes",
-                hint="give a part of it, or name a file for Punie to read",
-                limit=MAX_CLIENT_MESSAGE,
-                actual=len(data),
-            )
-        )
-    return data.decode(errors="replace")
+    patience = question.deadline.within(launch.START_TIMEOUT)
+    launch.ensure_running(paths, model=question.model, patience=patience)
 
 
 class _Turn:
@@ -148,8 +115,9 @@ class _Turn:
         cancelled = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._cancel, Cause.INTERRUPT, cancelled)
-        if self._question.timeout is not None:
-            loop.call_later(self._question.timeout, self._cancel, Cause.TIMEOUT, cancelled)
+        if self._question.deadline.limit_s is not None:
+            left = self._question.deadline.within(float("inf"))
+            loop.call_later(left, self._cancel, Cause.TIMEOUT, cancelled)
         work = asyncio.create_task(self._work(cancelled))
         watch = asyncio.create_task(self._give_up(cancelled, work))
         try:
@@ -173,26 +141,21 @@ class _Turn:
         work.cancel()
 
     async def _work(self, cancelled: asyncio.Event) -> ExitCode:
-        async with connect(self._paths.socket, self._on_message) as client:
-            await self._check_version(client)
+        async with connect(self._paths, self._on_message) as client:
+            daemon = await check_version(client)
+            if daemon.split(".")[:2] != version().split(".")[:2]:
+                output.say(f"note: the daemon is {daemon}, this is {version()}; run: punie restart")
             session_id, project = await self._session(client)
-            self._collector = TurnCollector(session_id, project)
-            stopper = asyncio.create_task(self._send_cancel(client, session_id, cancelled))
+            if cancelled.is_set():
+                return self._cancelled_code()
+            prompt_id = uuid.uuid4().hex
+            self._collector = TurnCollector(session_id, project, prompt_id)
+            request = client.next_id()
+            stopper = asyncio.create_task(self._send_cancel(client, request, cancelled))
             try:
-                return await self._prompt(client, session_id)
+                return await self._prompt(client, request, session_id, prompt_id)
             finally:
                 stopper.cancel()
-
-    async def _check_version(self, client: Client) -> None:
-        theirs = await client.ask_daemon(
-            "initialize",
-            {"protocolVersion": 1, "clientCapabilities": {}},
-            _Initialized,
-        )
-        check_protocol(theirs.meta.punie.protocol)
-        daemon = theirs.agent_info.version
-        if daemon.split(".")[:2] != version().split(".")[:2]:
-            output.say(f"note: the daemon is {daemon}, this is {version()}; run: punie restart")
 
     async def _session(self, client: Client) -> tuple[str, str]:
         """Return the session's id and its project's root."""
@@ -208,18 +171,19 @@ class _Turn:
         answer = await client.call("session/new", params, _SessionId)
         return answer.session_id, directory
 
-    async def _prompt(self, client: Client, session_id: str) -> ExitCode:
+    async def _prompt(
+        self, client: Client, request: int, session_id: str, prompt_id: str
+    ) -> ExitCode:
         assert self._collector is not None
         params = {
             "sessionId": session_id,
             "prompt": _blocks(self._question),
-            "_meta": {"punie": punie.PromptMeta(model=self._question.model)},
+            "_meta": {"punie": punie.PromptMeta(prompt_id=prompt_id, model=self._question.model)},
         }
         try:
-            result = await client.call("session/prompt", params, PromptResult)
+            result = await client.call("session/prompt", params, PromptResult, id=request)
         except RemoteError as error:
-            self._collector.report.error = error.error
-            self._printer.finish(self._collector.report)
+            self._printer.finish(self._collector.fail(error.error, error.meta))
             output.say_error(error.error)
             return self._cancelled_code() if self._cause else wire_exit_code(error.error)
         self._printer.finish(self._collector.finish(result))
@@ -238,15 +202,15 @@ class _Turn:
 
     def _cancelled_code(self) -> ExitCode:
         if self._cause is Cause.TIMEOUT:
-            output.say(f"error: no complete answer within {self._question.timeout:g} s")
+            output.say_error(self._question.deadline.passed().error)
             return ExitCode.TIMED_OUT
         output.say("interrupted" if self._cause else "error: the turn was cancelled")
         return ExitCode.INTERRUPTED if self._cause else ExitCode.TURN_FAILED
 
-    async def _send_cancel(self, client: Client, session_id: str, cancelled: asyncio.Event) -> None:
+    async def _send_cancel(self, client: Client, request: int, cancelled: asyncio.Event) -> None:
         await cancelled.wait()
-        with contextlib.suppress(PunieError):  # the daemon went: `_prompt` says so
-            await client.notify("session/cancel", {"sessionId": session_id})
+        with contextlib.suppress(LinkClosed):  # `_prompt` says so
+            await client.notify("$/cancel_request", {"requestId": request})
 
     async def _on_message(self, method: str, params: Raw) -> Any:
         match method:

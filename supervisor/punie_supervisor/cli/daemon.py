@@ -12,7 +12,7 @@ from punie_protocol.errors import Internal, PunieError
 from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
-from punie_supervisor.clients.connection import connect, ignore
+from punie_supervisor.clients.connection import check_version, connect, ignore
 from punie_supervisor.paths import Paths
 
 STOP_TIMEOUT = 10.0
@@ -25,11 +25,17 @@ LOAD_TIMEOUT = 600.0
 def up(model: str | None) -> ExitCode:
     """Start the daemon when none runs, and wait until its model is ready."""
     paths = Paths.from_environment()
-    if launch.is_running(paths):
-        output.say(f"already running (pid {launch.daemon_pid(paths)})")
-    else:
-        output.say(f"started (pid {launch.start(paths, model=model)})")
-    return asyncio.run(_wait_for_model(paths))
+    pid = launch.ensure_running(paths, model=model, patience=launch.START_TIMEOUT)
+    if pid is not None:
+        output.say(f"started (pid {pid})")
+        return asyncio.run(_wait_for_model(paths))
+    output.say(f"already running (pid {launch.daemon_pid(paths)})")
+    code = asyncio.run(_wait_for_model(paths))
+    present = asyncio.run(_status(paths)).model
+    if model is not None and model not in (present.name, present.folder):
+        output.say(f"error: its model is {present.name}; run: punie restart --model {model}")
+        return ExitCode.USAGE
+    return code
 
 
 def down() -> ExitCode:
@@ -136,12 +142,13 @@ def _size(size: int) -> str:
 
 
 async def _status(paths: Paths) -> punie.StatusReport:
-    async with connect(paths.socket, ignore) as client:
+    async with connect(paths, ignore) as client:
+        await check_version(client)
         return await client.ask_daemon(punie.STATUS, None, punie.StatusReport)
 
 
 async def _request_shutdown(paths: Paths) -> None:
-    async with connect(paths.socket, ignore) as client:
+    async with connect(paths, ignore) as client:
         await client.ask_daemon(punie.SHUTDOWN, None, dict)
 
 

@@ -3,6 +3,7 @@
 Exit codes: see `punie_supervisor.cli.exit_codes`.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -66,14 +67,16 @@ def ask(
 ) -> None:
     """Ask a question about a project. Standard input, when piped, is added as context."""
     from punie_supervisor.cli import ask as command
+    from punie_supervisor.cli.context import Deadline, read_context
 
+    deadline = Deadline.starting_now(timeout)
     if format not in list(command.Format):
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
         raise typer.BadParameter("--session and --last exclude each other")
     if directory is not None and not directory.is_dir():
         raise typer.BadParameter(f"{directory} is not a folder", param_hint="-C")
-    context = command.read_context()
+    context = read_context(deadline)
     if text == "-":
         text, context = context, ""
     if not text.strip():
@@ -87,7 +90,7 @@ def ask(
         session=session,
         last=last,
         format=command.Format(format),
-        timeout=timeout,
+        deadline=deadline,
     )
     raise typer.Exit(command.ask(question))
 
@@ -165,23 +168,37 @@ def resolve_model(model: str | None) -> str | None:
 def main() -> NoReturn:
     """Run the command and exit with its code; a failure is one line on stderr, no traceback."""
     from punie_protocol.errors import PunieError
+    from punie_supervisor.cli import output
     from punie_supervisor.cli.exit_codes import ExitCode, exit_code
 
+    _mend_streams()
     try:
         app()
     except PunieError as error:
-        from punie_supervisor.cli import output
-
         output.say_error(error.error)
         sys.exit(exit_code(error))
+    except UnicodeEncodeError as error:
+        output.say(f"error: {error.object!a} is not text: it has bytes that are not UTF-8")
+        sys.exit(ExitCode.USAGE)
     except BrokenPipeError:
-        from punie_supervisor.cli import output
-
         output.silence_stdout()
+        sys.exit(ExitCode.TURN_FAILED)
+    except OSError as error:
+        output.say(f"error: {error}")
         sys.exit(ExitCode.TURN_FAILED)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.OK)
+
+
+def _mend_streams() -> None:
+    """A closed standard stream becomes the null device, a narrow encoding no reason to fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (for the whole run)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

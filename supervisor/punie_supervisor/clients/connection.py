@@ -4,7 +4,6 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -13,6 +12,7 @@ from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from punie_protocol import jsonrpc
+from punie_protocol.client import About
 from punie_protocol.errors import (
     Internal,
     LinkClosed,
@@ -20,8 +20,11 @@ from punie_protocol.errors import (
     RemoteError,
     TooLarge,
 )
+from punie_protocol.handshake import check_protocol
 from punie_protocol.limits import HANDSHAKE_TIMEOUT, MAX_CLIENT_MESSAGE
+from punie_supervisor.clients import launch
 from punie_supervisor.clients.errors import DaemonSilent, DaemonUnreachable
+from punie_supervisor.paths import Paths
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT: Final = 10.0
 """What the daemon answers itself, it answers within so many seconds."""
+
+_RETRY: Final = 0.05
+"""Seconds between two tries to connect to a daemon that is starting."""
 
 _NO_REASON: Final = "the daemon ended the connection"
 
@@ -50,10 +56,14 @@ class Client:
         self._ids = itertools.count(1)
         self._waiting: dict[jsonrpc.RpcId, asyncio.Future[Raw]] = {}
 
-    async def request(self, method: str, params: Any = None) -> Raw:
+    def next_id(self) -> int:
+        """Return an id for `request`, for whoever may want to cancel it."""
+        return next(self._ids)
+
+    async def request(self, method: str, params: Any = None, *, id: int | None = None) -> Raw:
         """Return the result. Raises `RemoteError` for an error answer, `LinkClosed` when the
         daemon went away. No deadline of its own: wrap it in one."""
-        id = next(self._ids)
+        id = self.next_id() if id is None else id
         self._waiting[id] = asyncio.get_running_loop().create_future()
         try:
             await self._send(jsonrpc.request(id, method, params if params is not None else {}))
@@ -61,9 +71,11 @@ class Client:
         finally:
             del self._waiting[id]
 
-    async def call[R](self, method: str, params: Any, result: type[R]) -> R:
+    async def call[R](
+        self, method: str, params: Any, result: type[R], *, id: int | None = None
+    ) -> R:
         """Return the typed result of `request`."""
-        return msgspec.json.decode(await self.request(method, params), type=result)
+        return msgspec.json.decode(await self.request(method, params, id=id), type=result)
 
     async def ask_daemon[R](self, method: str, params: Any, result: type[R]) -> R:
         """Return the typed result of a method that the daemon answers itself. Raises `PunieError`
@@ -127,22 +139,13 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(socket: Path, handler: Handler) -> AsyncGenerator[Client]:
+async def connect(paths: Paths, handler: Handler) -> AsyncGenerator[Client]:
     """Connect to the daemon's socket and read in the background while the context is open.
 
-    Raises `DaemonUnreachable` when nobody answers there within `HANDSHAKE_TIMEOUT` seconds, and
-    at its end whatever `handler` raised.
+    Waits up to `launch.START_TIMEOUT` seconds for a daemon that is just starting. Raises
+    `DaemonUnreachable` when nobody answers, and at its end whatever `handler` raised.
     """
-    try:
-        websocket = await unix_connect(
-            str(socket),
-            compression=None,
-            max_size=2 * MAX_CLIENT_MESSAGE,
-            open_timeout=HANDSHAKE_TIMEOUT,
-            close_timeout=1,
-        )
-    except (OSError, InvalidHandshake, EOFError) as error:
-        raise DaemonUnreachable(socket, str(error) or type(error).__name__) from None
+    websocket = await _open(paths)
     client = Client(websocket, handler)
     reader = asyncio.create_task(client.run())
     try:
@@ -155,11 +158,53 @@ async def connect(socket: Path, handler: Handler) -> AsyncGenerator[Client]:
             raise outcome  # of the handler: the reason why the connection ended
 
 
+async def _open(paths: Paths) -> ClientConnection:
+    deadline = asyncio.get_running_loop().time() + launch.START_TIMEOUT
+    while True:
+        try:
+            return await unix_connect(
+                str(paths.socket),
+                compression=None,
+                max_size=2 * MAX_CLIENT_MESSAGE,
+                open_timeout=HANDSHAKE_TIMEOUT,
+                close_timeout=1,
+            )
+        except (OSError, InvalidHandshake, EOFError) as error:
+            late = asyncio.get_running_loop().time() > deadline
+            if late or not launch.is_running(paths):
+                reason = str(error) or type(error).__name__
+                raise DaemonUnreachable(paths.socket, reason) from None
+        await asyncio.sleep(_RETRY)
+
+
+async def check_version(client: Client) -> str:
+    """Introduce ourselves; return the daemon's version. Raises `VersionMismatch` when it speaks
+    another protocol number."""
+    params = {"protocolVersion": 1, "clientCapabilities": {}}
+    about = await client.ask_daemon("initialize", params, _Initialized)
+    check_protocol(about.meta.punie.protocol)
+    return about.agent_info.version
+
+
+class _AgentInfo(msgspec.Struct):
+    version: str = ""
+
+
+class _Meta(msgspec.Struct):
+    punie: About = About()
+
+
+class _Initialized(msgspec.Struct, rename="camel"):
+    agent_info: _AgentInfo = msgspec.field(default_factory=_AgentInfo)
+    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
+
+
 async def ignore(_method: str, _params: Raw) -> None:
     """Handler of a client that expects no notifications."""
 
 
 def _remote_error(error: jsonrpc.RpcError) -> RemoteError:
     if error.data is not UNSET and error.data.punie is not UNSET:
-        return RemoteError(error.data.punie)
+        meta = error.data.meta
+        return RemoteError(error.data.punie, None if meta is UNSET else bytes(meta))
     return RemoteError(Internal(message=f"{error.message} (JSON-RPC {error.code})"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -31,10 +32,10 @@ def is_running(paths: Paths) -> bool:
     try:
         with paths.lock_file.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # no such file, or no such folder: nobody runs there
+        return False
     return False
 
 
@@ -46,10 +47,25 @@ def daemon_pid(paths: Paths) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def start(paths: Paths, *, model: str | None = None) -> int:
+def ensure_running(paths: Paths, *, model: str | None = None, patience: float) -> int | None:
+    """Start a daemon unless one runs or is just starting; return the pid of one started here.
+
+    Blocks up to `patience` seconds. Raises `StartFailed` with the daemon's own reason.
+    """
+    if is_running(paths):
+        return None
+    try:
+        return start(paths, model=model, patience=patience)
+    except StartFailed:
+        if is_running(paths):
+            return None  # somebody else was faster
+        raise
+
+
+def start(paths: Paths, *, model: str | None = None, patience: float = START_TIMEOUT) -> int:
     """Start a detached daemon and return its pid once its socket listens.
 
-    Blocks up to `START_TIMEOUT`. Raises `StartFailed` with the daemon's own reason.
+    Blocks up to `patience` seconds. Raises `StartFailed` with the daemon's own reason.
     """
     paths.prepare()
     read_end, write_end = os.pipe()
@@ -57,9 +73,10 @@ def start(paths: Paths, *, model: str | None = None) -> int:
     command += ["--ready-fd", str(write_end)]
     if model is not None:
         command += ["--model", model]
-    with os.fdopen(read_end, "rb") as pipe, paths.log_file.open("ab") as log:
+    with os.fdopen(read_end, "rb") as pipe, _open_log(paths.log_file) as log:
         process = subprocess.Popen(
             command,
+            env=_environment(paths),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -68,7 +85,7 @@ def start(paths: Paths, *, model: str | None = None) -> int:
             start_new_session=True,
         )
         os.close(write_end)
-        answer = _read_readiness(process, pipe.fileno(), paths.log_file)
+        answer = _read_readiness(process, pipe.fileno(), paths.log_file, patience)
     if answer.error is not None:
         raise StartFailed(answer.error)
     # The daemon outlives us; nobody is to wait for it.
@@ -103,13 +120,27 @@ def wait_gone(paths: Paths, patience: float) -> bool:
     return True
 
 
-def _read_readiness(process: subprocess.Popen[bytes], fd: int, log_file: Path) -> Readiness:
-    ready, _, _ = select.select([fd], [], [], START_TIMEOUT)
+def _environment(paths: Paths) -> dict[str, str]:
+    """The daemon runs in another folder: a relative home would be another one there."""
+    environ = dict(os.environ)
+    if environ.get("PUNIE_HOME"):
+        environ["PUNIE_HOME"] = str(paths.home)
+    return environ
+
+
+def _open_log(file: Path) -> BinaryIO:
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+def _read_readiness(
+    process: subprocess.Popen[bytes], fd: int, log_file: Path, patience: float
+) -> Readiness:
+    ready, _, _ = select.select([fd], [], [], patience)
     if not ready:
         process.kill()
         process.wait()
-        message = f"the daemon was not ready within {START_TIMEOUT:g} s"
-        raise StartFailed(TimedOut(message=message, hint="see: punie logs", limit_s=START_TIMEOUT))
+        message = f"the daemon was not ready within {patience:g} s"
+        raise StartFailed(TimedOut(message=message, hint="see: punie logs", limit_s=patience))
     line = os.read(fd, 65536)
     if not line:
         code = process.wait(timeout=5)

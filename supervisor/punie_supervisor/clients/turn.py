@@ -94,14 +94,16 @@ class PromptResult(msgspec.Struct, rename={"stop_reason": "stopReason", "meta": 
 
 
 class TurnCollector:
-    """Builds a `TurnReport` from the ``session/update`` notifications of one session.
+    """Builds a `TurnReport` from the ``session/update`` notifications of one prompt; those of the
+    session's other prompts are passed over.
 
     The answer is the text after the last tool call; a block that is superseded (the model host
     was restarted) is dropped when its successor begins.
     """
 
-    def __init__(self, session_id: str, project: str) -> None:
+    def __init__(self, session_id: str, project: str, prompt_id: str = "") -> None:
         self.report = TurnReport(answer="", session_id=session_id, project=project)
+        self._prompt_id = prompt_id
         self._tools: dict[str, ToolCallReport] = {}
         self._blocks: dict[str | None, list[str]] = {}
         self._last_block: str | None = None
@@ -110,6 +112,9 @@ class TurnCollector:
         """Take one notification's params in and say what it means."""
         notification = msgspec.json.decode(params, type=_Notification)
         update = notification.update
+        owner = notification.meta.punie.prompt_id or update.meta.punie.prompt_id
+        if self._prompt_id and owner and owner != self._prompt_id:
+            return Event(kind=EventKind.OTHER)
         match update.sessionUpdate:
             case "agent_message_chunk":
                 return self._text(update)
@@ -124,16 +129,20 @@ class TurnCollector:
 
     def finish(self, result: PromptResult) -> TurnReport:
         """Complete the report with the response."""
-        report = self.report
-        report.stop_reason = result.stop_reason
-        if (meta := result.meta.punie) is not None:
-            report.model, report.isolation = meta.model, meta.isolation
-            report.usage, report.timings_ms, report.error = (
-                meta.usage,
-                meta.timings_ms,
-                meta.error,
-            )
-        return report
+        self.report.stop_reason = result.stop_reason
+        self._measured(result.meta.punie)
+        return self.report
+
+    def fail(self, error: WireError, meta: bytes | None) -> TurnReport:
+        """Complete the report with an error response, and its `ResultMeta` if it had one."""
+        self.report.error = error
+        self._measured(None if meta is None else msgspec.json.decode(meta, type=ResultMeta))
+        return self.report
+
+    def _measured(self, meta: ResultMeta | None) -> None:
+        if meta is not None:
+            self.report.model, self.report.isolation = meta.model, meta.isolation
+            self.report.usage, self.report.timings_ms = meta.usage, meta.timings_ms
 
     def _text(self, update: _Update) -> Event:
         text = _text_of(update)
