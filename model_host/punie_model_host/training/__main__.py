@@ -1,4 +1,4 @@
-"""``python -m punie_model_host.training data | tokenizer | train | export | evaluate``."""
+"""``python -m punie_model_host.training data | tokenizer | train | export | evaluate | check``."""
 
 from __future__ import annotations
 
@@ -51,11 +51,19 @@ def _export(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from punie_model_host.training.evaluate import main
 
-    main(args.model, args.count, args.show)
+    main(args.model, args.count, args.show, args.backend)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from punie_model_host.training.checks import main
+
+    main(args.model)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m punie_model_host.training", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m punie_model_host.training", description=__doc__
+    )
     commands = parser.add_subparsers(required=True)
     data = commands.add_parser("data", help="print conversations")
     data.add_argument("--count", type=int, default=10)
@@ -87,8 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="exact match through mlx-lm")
     evaluate.add_argument("--model", type=Path, required=True)
     evaluate.add_argument("--count", type=int, default=40, help="conversations per kind")
+    evaluate.add_argument("--backend", choices=["mlx", "torch"], default="mlx")
     evaluate.add_argument("--show", action="store_true", help="print what went wrong")
     evaluate.set_defaults(run=_evaluate)
+    check = commands.add_parser("check", help="template, tokenizer and programs agree")
+    check.add_argument("--model", type=Path, required=True)
+    check.set_defaults(run=_check)
     return parser
 
 

@@ -23,9 +23,7 @@ class Fact:
 
 
 CONCEPTS = [Fact(tuple(f["names"]), f["answer"]) for f in _TABLE["concept"]]
-COMPARISONS = [
-    Fact(tuple(f["one"]), f["answer"], tuple(f["other"])) for f in _TABLE["comparison"]
-]
+COMPARISONS = [Fact(tuple(f["one"]), f["answer"], tuple(f["other"])) for f in _TABLE["comparison"]]
 WHEN = [Fact(tuple(f["names"]), f["answer"]) for f in _TABLE["when"]]
 
 

@@ -16,7 +16,7 @@ KINDS = {
     "count": (files.count, 8),
     "named": (files.named, 4),
     "total": (files.total, 2.5),
-    "title": (text.title, 14),
+    "title": (text.title, 13),
     "lines": (text.lines, 3),
     "grep": (text.grep, 13),
     "grep_count": (text.grep_count, 4.5),
@@ -25,15 +25,15 @@ KINDS = {
     "importers": (code.importers, 6),
     "symbols": (code.symbols, 6),
     "symbol_list": (code.symbol_list, 4),
-    "concept": (direct.concept, 14),
-    "compare": (direct.comparison, 6),
-    "when": (direct.when, 3),
-    "talk": (direct.talk, 3.5),
-    "unknown": (direct.out_of_reach, 10),
+    "concept": (direct.concept, 21),
+    "compare": (direct.comparison, 9),
+    "when": (direct.when, 4),
+    "talk": (direct.talk, 6),
+    "unknown": (direct.out_of_reach, 17),
 }
 """Kind: (maker, weight)."""
 
-MULTI_TURN = 0.2
+MULTI_TURN = 0.22
 """Share of conversations with two or three questions."""
 NOISY = 0.025
 """Share of questions with pasted text before or after them."""
@@ -49,7 +49,7 @@ class Conversation:
 
 def messages_of(exchange: Exchange) -> list[dict]:
     """The two or four messages of an exchange."""
-    out = [{"role": "user", "content": exchange.question}]
+    out: list[dict] = [{"role": "user", "content": exchange.question}]
     if exchange.code is not None:
         out += [call(exchange.code), {"role": "tool", "content": exchange.result}]
     return [*out, {"role": "assistant", "content": exchange.answer}]
@@ -73,11 +73,17 @@ def _pasted(draw: Draw) -> str:
 def _noisy(draw: Draw, question: str) -> str:
     rng = draw.rng
     pasted = _pasted(draw)
-    return rng.choice((
-        f"Context:\n{pasted}\n\n{question}", f"{pasted}\n\n{question}", f"{question}\n\n{pasted}",
-        f"{question}\n\nContext:\n{pasted}", f"Context: {pasted}\nQuestion: {question}", f"{pasted}\n{question}",
-        f"```\n{pasted}\n```\n{question}", f"{question}\n```\n{pasted}\n```",
-    ))  # fmt: skip
+    frames = (
+        "Context:\n{p}\n\n{q}",
+        "{p}\n\n{q}",
+        "{q}\n\n{p}",
+        "{q}\n\nContext:\n{p}",
+        "Context: {p}\nQuestion: {q}",
+        "{p}\n{q}",
+        "```\n{p}\n```\n{q}",
+        "{q}\n```\n{p}\n```",
+    )
+    return rng.choice(frames).format(p=pasted, q=question)
 
 
 class Generator:
@@ -93,6 +99,7 @@ class Generator:
 
     def exchange(self, kind: str | None = None) -> Exchange:
         """One question on its own."""
+        self.draw.names.new_project()
         kind = kind or self.rng.choices(list(KINDS), self.weights)[0]
         return KINDS[kind][0](self.draw)
 
@@ -132,5 +139,3 @@ class Generator:
     def __iter__(self) -> Iterator[Conversation]:
         while True:
             yield self.conversation()
-
-

@@ -1,4 +1,4 @@
-"""Exact match through mlx-lm: whole calls and whole answers, greedy, in fp32 on the CPU.
+"""Exact match of whole calls and whole answers, greedy.
 
 A segment counts when every one of its tokens is the model's first choice after the true
 history: that is when greedy decoding would write exactly this segment.
@@ -12,15 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mlx.core as mx
-import mlx_lm
-import numpy as np
-from mlx.utils import tree_map
-
 from punie_model_host.training.conversations import KINDS, Generator
 from punie_model_host.training.handwritten import ANSWERS, CONVERSATIONS, PROGRAMS
-from punie_model_host.training.render import call, render
-from punie_model_host.training.tokenizer import CONTEXT, Encoder, load
+from punie_model_host.training.judges import Judge, MlxJudge, TorchJudge
+from punie_model_host.training.render import call, call_text
+from punie_model_host.training.tokenizer import CONTEXT
 
 SETS = {
     "known": {},
@@ -33,7 +29,7 @@ _SEED = 990_001
 
 @dataclass
 class Score:
-    """Right and asked, for calls, answers and whole conversations."""
+    """Right or wrong for every call, every answer and every whole conversation."""
 
     call: list[bool] = field(default_factory=list)
     answer: list[bool] = field(default_factory=list)
@@ -44,85 +40,76 @@ class Score:
         shares = {"call": self.call, "answer": self.answer, "all": self.all}
         return {name: round(sum(v) / len(v), 3) for name, v in shares.items() if v}
 
+    def add(self, other: Score) -> None:
+        """Takes over the outcomes of another score."""
+        self.call += other.call
+        self.answer += other.answer
+        self.all += other.all
+
 
 @dataclass
 class Segment:
-    """What the model writes in one turn, and what it would have written up to the first fault."""
+    """What one assistant turn should be, and what the model wrote up to its first fault."""
 
     is_call: bool
     right: bool
     expected: str
     written: str
 
-
-class Judge:
-    """A loaded model that checks conversations."""
-
-    def __init__(self, folder: Path):
-        mx.set_default_device(mx.cpu)
-        self.model, self.wrapper = mlx_lm.load(str(folder))
-        self.model.update(tree_map(lambda w: w.astype(mx.float32), self.model.parameters()))
-        self.encoder = Encoder(load(folder))
-
-    def segments(self, messages: list[dict]) -> list[Segment]:
-        """One segment per assistant message."""
-        ids, mask = self.encoder.encode(messages)
-        first = np.array(mx.argmax(self.model(mx.array([ids[:CONTEXT]]))[0], -1))
-        out, start = [], None
-        for i in range(1, min(len(ids), CONTEXT)):
-            if mask[i] and start is None:
-                start = i
-            if mask[i] and ids[i] == self.encoder.end and start is not None:
-                out.append(self._segment(ids[start : i + 1], first[start - 1 : i].tolist()))
-                start = None
-        return out
-
-    def _segment(self, true: list[int], first: list[int]) -> Segment:
-        decode = self.encoder.tokenizer.decode
-        right = true == first
-        cut = next((i for i, (a, b) in enumerate(zip(true, first, strict=True)) if a != b), len(true))
-        text = decode(true, skip_special_tokens=False)
-        written = decode(true[:cut] + first[cut : cut + 1], skip_special_tokens=False)
-        return Segment(text.startswith("<tool_call>"), right, text, written)
-
-    def same_ids(self, messages: list[dict]) -> bool:
-        """Whether transformers' template and tokenizer give the ids training used."""
-        ids = self.wrapper.apply_chat_template(messages, tokenize=True, return_dict=False)
-        return list(ids) == self.encoder.encode(messages)[0]
-
-    def write(self, messages: list[dict], most: int = 300) -> str:
-        """Free greedy generation after the messages."""
-        prompt = self.encoder.tokenizer.encode(render(messages, True)).ids
-        return mlx_lm.generate(self.model, self.wrapper, prompt, max_tokens=most)
+    def shown(self, kind: str, question: str) -> str:
+        """Three lines for a person."""
+        head = f"[{kind}] {question!r}"
+        return f"{head}\n   expected {self.expected!r}\n   wrote    {self.written!r}"
 
 
-def _shown(kind: str, question: str, segment: Segment) -> str:
-    return f"[{kind}] {question!r}\n   expected {segment.expected!r}\n   wrote    {segment.written!r}"
+def segments(judge: Judge, messages: list[dict]) -> list[Segment]:
+    """One segment per assistant message; conversations are cut at the model's context."""
+    ids, mask = judge.encoder.encode(messages)
+    ids = ids[:CONTEXT]
+    first = judge.choices(ids)
+    out: list[Segment] = []
+    start = 0
+    for i in range(1, len(ids)):
+        if mask[i] and not mask[i - 1]:
+            start = i
+        if mask[i] and ids[i] == judge.encoder.end:
+            out.append(_segment(judge, ids[start : i + 1], first[start - 1 : i]))
+    return out
+
+
+def _segment(judge: Judge, true: list[int], first: list[int]) -> Segment:
+    pairs = enumerate(zip(true, first, strict=True))
+    cut = next((i for i, (a, b) in pairs if a != b), len(true))
+    decode = judge.encoder.tokenizer.decode
+    expected = decode(true, skip_special_tokens=False)
+    written = decode(true[:cut] + first[cut : cut + 1], skip_special_tokens=False)
+    return Segment(expected.startswith("<tool_call>"), true == first, expected, written)
+
+
+def _score(judge: Judge, kind: str, messages: list[dict], show: bool) -> Score:
+    found = segments(judge, messages)
+    for segment in found:
+        if show and not segment.right:
+            print(segment.shown(kind, messages[0]["content"]))
+    return Score(
+        [s.right for s in found if s.is_call],
+        [s.right for s in found if not s.is_call],
+        [all(s.right for s in found)],
+    )
 
 
 def generated(judge: Judge, options: dict, count: int, show: bool) -> dict[str, dict]:
-    """Scores per kind over ``count`` single questions each, and over free conversations."""
+    """Scores per kind over ``count`` single questions each, and over longer conversations."""
     generator = Generator(_SEED, **options)
     scores: dict[str, Score] = defaultdict(Score)
     for kind in [*KINDS, "turns"]:
         for _ in range(count):
             turns = generator.rng.choice((2, 3)) if kind == "turns" else 1
-            messages = generator.conversation(None if kind == "turns" else kind, turns).messages
-            _score(judge, scores[kind], kind, messages, show)
-    total = Score()
-    for score in scores.values():
-        for name in ("call", "answer", "all"):
-            getattr(total, name).extend(getattr(score, name))
-    return {kind: s.summary() for kind, s in scores.items()} | {"total": total.summary()}
-
-
-def _score(judge: Judge, score: Score, kind: str, messages: list[dict], show: bool) -> None:
-    segments = judge.segments(messages)
-    for segment in segments:
-        (score.call if segment.is_call else score.answer).append(segment.right)
-        if show and not segment.right:
-            print(_shown(kind, messages[0]["content"], segment))
-    score.all.append(all(s.right for s in segments))
+            talk = generator.conversation(None if kind == "turns" else kind, turns)
+            score = _score(judge, kind, talk.messages, show)
+            scores[kind].add(score)
+            scores["overall"].add(score)
+    return {kind: score.summary() for kind, score in scores.items()}
 
 
 def steps_to_messages(steps: list[tuple[str, str, str]]) -> list[dict]:
@@ -138,39 +125,46 @@ def steps_to_messages(steps: list[tuple[str, str, str]]) -> list[dict]:
     return messages
 
 
-def _handwritten(judge: Judge) -> Iterable[tuple[str, list[dict], int]]:
+def _handwritten() -> Iterable[tuple[str, list[dict]]]:
     for question, program in PROGRAMS:
-        yield "program", [{"role": "user", "content": question}, call(program)], 1
+        yield "program", [{"role": "user", "content": question}, call(program)]
     for question, answer in ANSWERS:
         asked = {"role": "user", "content": question}
-        yield "answer", [asked, {"role": "assistant", "content": answer}], 1
+        yield "answer", [asked, {"role": "assistant", "content": answer}]
     for steps in CONVERSATIONS:
-        yield "conversation", steps_to_messages(steps), 0
+        yield "conversation", steps_to_messages(steps)
 
 
 def handwritten(judge: Judge) -> dict[str, float | list[str]]:
-    """Shares of right handwritten questions, and the wrong ones; always printed."""
+    """Shares of right handwritten questions and the wrong ones; faults are printed."""
     right: dict[str, list[bool]] = defaultdict(list)
     wrong = []
-    for kind, messages, _ in _handwritten(judge):
-        segments = judge.segments(messages)
-        right[kind].append(all(s.right for s in segments))
-        for segment in segments:
-            if not segment.right:
-                print(_shown(kind, messages[0]["content"], segment))
-                wrong.append(messages[0]["content"])
+    for kind, messages in _handwritten():
+        score = _score(judge, kind, messages, show=True)
+        right[kind] += score.all
+        wrong += [] if all(score.all) else [messages[0]["content"]]
     return {k: round(sum(v) / len(v), 3) for k, v in right.items()} | {"wrong": wrong}
 
 
-def main(folder: Path, count: int, show: bool) -> None:
+def _free(judge: Judge, count: int) -> float:
+    """The share of handwritten programs that free generation writes exactly."""
+    asked = PROGRAMS[:count]
+    written = [judge.write([{"role": "user", "content": question}]) for question, _ in asked]
+    texts = [call_text(program) for _, program in asked]
+    return sum(a == b for a, b in zip(written, texts, strict=True)) / len(asked)
+
+
+def main(folder: Path, count: int, show: bool, backend: str) -> None:
     """Prints failures, then one JSON line with all figures."""
-    judge = Judge(folder)
+    judge: Judge = MlxJudge(folder) if backend == "mlx" else TorchJudge(folder)
     generator = Generator(_SEED + 1)
     samples = [generator.conversation().messages for _ in range(50)]
-    result: dict = {"template_agrees": all(map(judge.same_ids, samples))}
-    free = [judge.write([{"role": "user", "content": q}]) for q, _ in PROGRAMS[:3]]
-    result["free_generation"] = free
-    result["handwritten"] = handwritten(judge)
+    result: dict = {
+        "backend": backend,
+        "template_agrees": all(map(judge.template_agrees, samples)),
+        "handwritten": handwritten(judge),
+        "handwritten_free": _free(judge, 10 if backend == "mlx" else 3),
+    }
     for name, options in SETS.items() if count else ():
         result[name] = generated(judge, options, count, show)
     print(json.dumps(result))

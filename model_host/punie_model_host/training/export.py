@@ -17,13 +17,13 @@ PROFILE = """\
 # Model profile: how Punie talks to this model.
 name = "embedded"
 prompt_style = "learned"        # no system prompt, no tool schemas: the model has learned its tools
-context_window = 1024
+context_window = 2048
 tool_call_format = "qwen3-coder"
 stop_tokens = ["<|im_end|>"]
 
 [sampling]
 temperature = 0.0
-max_tokens = 700
+max_tokens = 1200
 """
 
 

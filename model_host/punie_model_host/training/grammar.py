@@ -86,17 +86,24 @@ def phrase(kind: Phrases, rng: random.Random, held_out: bool = False) -> str:
     return re.sub(" +", " ", text).strip()
 
 
+_NOT_COPIED = {"K", "C", "A", "B"}
+"""Slots that stand for one of a known set, so that their case may change."""
+
+
 def fill(text: str, slots: dict[str, str], rng: random.Random) -> str:
     """Fills the slots and adds noise of case, punctuation and typing outside the names."""
     for name, value in slots.items():
         text = text if value else text.replace(f"{{{name}}} ", "")
     text = text.replace("{P}", place(rng))
     text = re.sub(" +", " ", text).replace(" ?", "?").replace(" ,", ",").strip()
+    if rng.random() < 0.05 and slots.keys() <= _NOT_COPIED and "." not in slots.get("K", ""):
+        return text.format_map(slots).upper()
     parts = re.split(r"(\{\w+\})", noise(text, rng))
     return "".join(slots.get(p[1:-1], p) if p.startswith("{") else p for p in parts)
 
 
-def _typo(text: str, rng: random.Random) -> str:
+def typo(text: str, rng: random.Random) -> str:
+    """One slip of the keyboard inside a word: a letter lost, doubled or swapped."""
     spots = [i for i in range(1, len(text) - 1) if text[i - 1 : i + 2].isalpha()]
     if not spots:
         return text
@@ -116,7 +123,7 @@ def noise(text: str, rng: random.Random) -> str:
     if roll < 0.62:
         text = text[:1].upper() + text[1:]
         text = re.sub(r"\bi\b", "I", text)
-    elif roll < 0.64:
+    elif roll < 0.63:
         text = "".join(p if p[:1] == "{" else p.upper() for p in re.split(r"(\{\w+\})", text))
     roll = rng.random()
     if roll < 0.2:
@@ -125,10 +132,10 @@ def noise(text: str, rng: random.Random) -> str:
         text += "."
     if rng.random() < 0.02:
         text += rng.choice(("!", "!!", "??", " ...", " :)"))
-    if rng.random() < 0.04:
+    if rng.random() < 0.025:
         parts = re.split(r"(\{\w+\})", text)
         i = rng.randrange(0, len(parts), 2)
-        parts[i] = _typo(parts[i], rng)
+        parts[i] = typo(parts[i], rng)
         text = "".join(parts)
     return text
 

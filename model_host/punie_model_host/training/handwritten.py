@@ -61,7 +61,10 @@ PROGRAMS: list[tuple[str, str]] = [
     ("where does the string 'hello world' appear", p.grep("hello world")),
     ("How many lines contain password?", p.grep_count("password")),
     ("How often is logger used?", p.grep_count("logger")),
-    ("How many times does retry_count occur in worker.py?", p.grep_count("retry_count", "worker.py")),
+    (
+        "How many times does retry_count occur in worker.py?",
+        p.grep_count("retry_count", "worker.py"),
+    ),
     ("How many TODOs are left?", p.grep_count("TODO")),
     ("Where is the class SessionStore defined?", p.definition("SessionStore")),
     ("where is parse_args defined", p.definition("parse_args")),
@@ -69,7 +72,10 @@ PROGRAMS: list[tuple[str, str]] = [
     ("Which file defines Journal?", p.definition("Journal")),
     ("show me the definition of make_app()", p.definition("make_app")),
     ("How many classes are there?", p.count_symbols(p.CLASSES)),
-    ("How many functions are defined in src/router.py?", p.count_symbols(p.FUNCTIONS, "src/router.py")),
+    (
+        "How many functions are defined in src/router.py?",
+        p.count_symbols(p.FUNCTIONS, "src/router.py"),
+    ),
     ("Find test files and count test functions", p.count_symbols(p.TESTS)),
     ("how many tests do we have?", p.count_symbols(p.TESTS)),
     ("How many lines does setup.py have?", p.lines("setup.py")),
@@ -89,7 +95,10 @@ PROGRAMS: list[tuple[str, str]] = [
     ("Hi! Could you tell me how many TOML files this repo has?", p.count("*.toml")),
     ("FIND ALL PYTHON FILES", p.find("*.py")),
     ("pls find all pyhton files", p.find("*.py")),
-    ("I want to know which Python files exist in the workers directory.", p.find("*.py", "workers")),
+    (
+        "I want to know which Python files exist in the workers directory.",
+        p.find("*.py", "workers"),
+    ),
 ]
 """Question and program."""
 
@@ -133,6 +142,10 @@ ANSWERS: list[tuple[str, str]] = [
 """Question and direct answer."""
 
 _FOUND = "2\nsrc/a.py\nb.py"
+_ONE = "1\nJSONDecodeError (decoder.py:20)"
+_HANDLERS = "2\nA1 (src/a.py:3)\n_B (src/a.py:19)"
+_MISSING = "error: not_found: no file 'docs/x.md' in this project"
+_OUTSIDE = "error: outside_root: '../x' is outside this project"
 CONVERSATIONS: list[list[tuple[str, str, str]]] = [
     [
         ("Find all Python files", p.find("*.py"), _FOUND),
@@ -149,7 +162,7 @@ CONVERSATIONS: list[list[tuple[str, str, str]]] = [
         ("", "", "I found 3 TOML files:\n- a.toml\n- x/b.toml\n- x/c.toml"),
     ],
     [
-        ("Find all classes that inherit from ValueError", p.subclasses("ValueError"), "1\nJSONDecodeError (decoder.py:20)"),
+        ("Find all classes that inherit from ValueError", p.subclasses("ValueError"), _ONE),
         ("", "", "1 class inherits from ValueError: JSONDecodeError (decoder.py:20)."),
         ("Where is it defined?", "", "JSONDecodeError is defined at decoder.py:20."),
         ("and KeyError?", p.subclasses("KeyError"), "0"),
@@ -159,11 +172,11 @@ CONVERSATIONS: list[list[tuple[str, str, str]]] = [
         ("What is the title of README.md?", p.title("README.md"), "My App - 2nd edition!"),
         ("", "", 'The title of README.md is "My App - 2nd edition!".'),
         ("What was the title again?", "", 'The title of README.md is "My App - 2nd edition!".'),
-        ("And docs/x.md?", p.title("docs/x.md"), "error: not_found: no file 'docs/x.md' in this project"),
+        ("And docs/x.md?", p.title("docs/x.md"), _MISSING),
         ("", "", "There is no file docs/x.md in this project."),
     ],
     [
-        ("Read ../x and tell me its title", p.title("../x"), "error: outside_root: '../x' is outside this project"),
+        ("Read ../x and tell me its title", p.title("../x"), _OUTSIDE),
         ("", "", "../x is outside this project, so I cannot read it."),
         ("grep TODO", p.grep("TODO"), "1\nsrc/main.py:12"),
         ("", "", "1 line contains TODO: src/main.py:12"),
@@ -175,6 +188,36 @@ CONVERSATIONS: list[list[tuple[str, str, str]]] = [
         ("Which file is that in?", "", "It is in src/router.py, line 41."),
         ("Where is it used?", p.grep("Router"), "2\nsrc/app.py:3\nsrc/app.py:9"),
         ("", "", "2 lines contain Router:\n- src/app.py:3\n- src/app.py:9"),
+    ],
+    [
+        ("How many Python files are there?", p.count("*.py"), "1"),
+        ("", "", "There is 1 Python file."),
+        ("List them", p.find("*.py"), "1\nmain.py"),
+        ("", "", "I found 1 Python file:\n- main.py"),
+        ("What about TOML?", p.find("*.toml"), "1\npyproject.toml"),
+        ("", "", "I found 1 TOML file:\n- pyproject.toml"),
+    ],
+    [
+        ("subclasses of BaseHandler", p.subclasses("BaseHandler"), _HANDLERS),
+        ("", "", "2 classes inherit from BaseHandler:\n- A1 (src/a.py:3)\n- _B (src/a.py:19)"),
+        ("How many are there?", "", "2 classes inherit from BaseHandler."),
+    ],
+    [
+        ("What is dependency injection?", "", answer(CONCEPTS, "dependency injection")),
+        ("Find all Python files", p.find("*.py"), _FOUND),
+        ("", "", "I found 2 Python files:\n- src/a.py\n- b.py"),
+    ],
+    [
+        ("How many classes are there?", p.count_symbols(p.CLASSES), "14"),
+        ("", "", "There are 14 classes."),
+        ("And how many test functions?", p.count_symbols(p.TESTS), "52"),
+        ("", "", "There are 52 test functions."),
+    ],
+    [
+        ("Which files import numpy?", p.importers("numpy"), "1\nsrc/ml/train.py"),
+        ("", "", "1 file imports numpy: src/ml/train.py"),
+        ("and pandas?", p.importers("pandas"), "0"),
+        ("", "", "No file imports pandas."),
     ],
 ]  # fmt: skip
 """Steps ``(question, program, result)``, or ``(question or "", "", answer)`` for an answer."""

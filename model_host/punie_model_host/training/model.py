@@ -22,7 +22,7 @@ class Size:
     head_dim: int = 32
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 2048
 
     def config(self) -> dict:
         """``config.json`` for transformers and mlx-lm."""

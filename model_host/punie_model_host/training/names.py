@@ -27,6 +27,7 @@ THINGS = pool("things")
 """Names from general knowledge, of which the model knows nothing."""
 OUTSIDE_PHRASES: list[str] = _TABLE["outside_phrases"]
 NICKNAMES: dict[str, list[str]] = _TABLE["nicknames"]
+_MORE_WORDS, _WORD_ENDINGS = pool("more_words"), pool("word_endings")
 _SYLLABLES, _ENDINGS = pool("syllables"), pool("endings")
 _BASES, _SUFFIXES, _ACRONYMS = pool("bases"), pool("suffixes"), pool("acronyms")
 _MODULES, _TEXTS, _TOP = pool("modules"), pool("texts"), pool("top_folders")
@@ -35,7 +36,17 @@ _DOCUMENT_EXTENSIONS, _CODE_EXTENSIONS = pool("document_extensions"), pool("code
 _ODD_WORDS: list[str] = _TABLE["odd_title_words"]
 
 
-_COMMON_FUNCTIONS = ["__init__", "__repr__", "__enter__", "__call__", "__len__", "main", "setup", "run"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz" + "etaoinsrhldcum" * 2
+_COMMON_FUNCTIONS = [
+    "__init__",
+    "__repr__",
+    "__enter__",
+    "__call__",
+    "__len__",
+    "main",
+    "setup",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,18 @@ class Names:
     def __init__(self, rng: random.Random, held_out: bool = False):
         self.rng = rng
         self.held_out = held_out
+        self._tree: list[str] = []
+
+    def new_project(self) -> None:
+        """Begin another project: half of them have a few folders, one below the other, that all
+        of their files share; in the others every file is somewhere else."""
+        self._tree = []
+        if self.rng.random() < 0.5:
+            return
+        folders = [self.folder() for _ in range(self.rng.choice((1, 1, 2, 3, 4)))]
+        for _ in range(self.rng.randrange(5)):
+            folders.append(self.rng.choice(folders) + "/" + self.folder().split("/")[0])
+        self._tree = folders
 
     def _ok(self, name: str) -> bool:
         return (zlib.crc32(name.lower().encode()) % 12 == 5) == self.held_out
@@ -75,13 +98,25 @@ class Names:
         return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 2, 3)))) + end
 
     def word(self) -> str:
-        """One lower-case word: from the pool, invented, or with a digit."""
-        roll = self.rng.random()
-        if roll < 0.72:
-            return self.rng.choice(WORDS)
-        if roll < 0.97:
+        """One lower-case word: from the pools, with an ending, invented, or any letters.
+
+        The variety is what makes copying general: every piece of the vocabulary has to turn up
+        in names.
+        """
+        rng = self.rng
+        roll = rng.random()
+        if roll < 0.45:
+            return rng.choice(WORDS)
+        if roll < 0.65:
+            return rng.choice(_MORE_WORDS)
+        if roll < 0.78:
+            return rng.choice(rng.choice((WORDS, _MORE_WORDS))) + rng.choice(_WORD_ENDINGS)
+        if roll < 0.9:
             return self.invented()
-        return self.rng.choice(WORDS)[:3] + str(self.rng.randrange(100))
+        if roll < 0.97:
+            letters = rng.choices(_LETTERS, k=rng.choice((2, 3, 4, 5, 6, 8)))
+            return "".join(letters)
+        return rng.choice(WORDS)[:3] + str(rng.randrange(100))
 
     def _parts(self, most: int = 3) -> list[str]:
         return [self.word() for _ in range(self.rng.choice(range(1, most + 1)))]
@@ -169,8 +204,10 @@ class Names:
             return self._draw(lambda: ".".join(self._parts(3)))
         if roll < 0.94:
             return str(rng.randrange(10, 100000))
-        if roll < 0.97:
+        if roll < 0.95:
             return self.word() + "-" + self.word()
+        if roll < 0.98:
+            return " ".join(self._parts(3))
         return "__" + self.word() + "__"
 
     def stem(self) -> str:
@@ -193,7 +230,9 @@ class Names:
         """A folder path of one to three parts, without a trailing slash."""
         rng = self.rng
         depth = rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 2, 3))
-        parts = [rng.choice(_TOP) if rng.random() < 0.6 else self._draw(lambda: "_".join(self._parts(2)))]
+        parts = [
+            rng.choice(_TOP) if rng.random() < 0.6 else self._draw(lambda: "_".join(self._parts(2)))
+        ]
         parts += [self._draw(lambda: "_".join(self._parts(2))) for _ in range(depth - 1)]
         if rng.random() < 0.03:
             parts[0] = "." + parts[0]
@@ -203,13 +242,17 @@ class Names:
         """A relative path with the given extension (without its dot), below ``folder``."""
         rng = self.rng
         name = (stem or self.stem()) + ("." + ext if ext else "")
-        deeper = self.folder() if rng.random() < (0.2 if folder else 0.55) else ""
+        deeper = ""
+        if rng.random() < (0.2 if folder else 0.8 if self._tree else 0.55):
+            deeper = rng.choice(self._tree) if self._tree else self.folder()
         return "/".join(p for p in (folder, deeper, name) if p)
 
     def document(self) -> str:
         """A file whose title one may ask for."""
         if self.rng.random() < 0.4 and not self.held_out:
             return self.rng.choice(_KNOWN_FILES)
+        if self.rng.random() < 0.04:
+            return self.file("")
         return self.file(self.rng.choice(_DOCUMENT_EXTENSIONS))
 
     def source(self) -> str:
@@ -224,7 +267,10 @@ class Names:
         words = [self._title_word() for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 10)))]
         text = words[0]
         for word in words[1:]:
-            text += rng.choice((" ",) * 22 + (": ", " - ", ", ", " & ", " / ", ". ", " – ", " (", "; ")) + word
+            text += (
+                rng.choice((" ",) * 22 + (": ", " - ", ", ", " & ", " / ", ". ", " – ", " (", "; "))
+                + word
+            )
         text += ")" if "(" in text else ""
         roll = rng.random()
         if roll < 0.12:
@@ -247,10 +293,8 @@ class Names:
         if roll < 0.86:
             return rng.choice((self.snake(), f"`{self.snake()}`", self.upper()))
         if roll < 0.92:
-            return rng.choice((
-                f"v{rng.randrange(4)}.{rng.randrange(20)}", str(rng.randrange(2030)),
-                f"{rng.randrange(9)}.{rng.randrange(9)}.{rng.randrange(9)}", f"#{rng.randrange(99)}",
-            ))  # fmt: skip
+            a, b, c = (rng.randrange(20) for _ in range(3))
+            return rng.choice((f"v{a}.{b}", str(rng.randrange(2030)), f"{a}.{b}.{c}", f"#{a}{b}"))
         if roll < 0.95:
             return rng.choice(_ODD_WORDS)
         return self.stem() + "." + rng.choice(_CODE_EXTENSIONS)

@@ -14,10 +14,13 @@ LIST_LIMIT = 20
 _MORE = '\nif r.{n} > {k}:\n    print(f"… and {{r.{n} - {k}}} more")'
 
 LIST_OPEN = 'r = list_files("'
-FIND_END = '")\nprint(r.count)\nfor f in r.files[:40]:\n    print(f)' + _MORE.format(n="count", k=40)
+FIND_END = '")\nprint(r.count)\nfor f in r.files[:40]:\n    print(f)' + _MORE.format(
+    n="count", k=40
+)
 COUNT_END = '")\nprint(r.count)'
 TOTAL_END = (
-    '")\nn = 0\nfor f in r.files:\n    n += read_file(f, 1, 1).total_lines\nprint(r.count)\nprint(n)'
+    '")\nn = 0\nfor f in r.files:\n    n += read_file(f, 1, 1).total_lines\n'
+    "print(r.count)\nprint(n)"
 )
 
 TITLE_OPEN = 'text = read_file("'
@@ -28,7 +31,7 @@ TITLE_END = (
     'if not heads or lines[0][:1] in "\\"\'":\n'
     "    heads = lines\n"
     "if heads:\n"
-    "    print(heads[0].strip(\"\\\"' \"))"
+    '    print(heads[0].strip("\\"\' "))'
 )
 LINES_OPEN = 'print(read_file("'
 LINES_END = '", 1, 1).total_lines)'
@@ -69,7 +72,7 @@ MODULE_MID = (
 )
 MODULE_END = (
     '", limit=1000)\nfiles = sorted({m.file for m in r.matches})\nprint(len(files))\n'
-    'for f in files[:20]:\n    print(f)\n'
+    "for f in files[:20]:\n    print(f)\n"
     'if len(files) > 20:\n    print(f"… and {len(files) - 20} more")'
 )
 

@@ -22,7 +22,7 @@ from punie_model_host.training.render import MARKERS, TOOL_MARKERS, render
 
 SIZE = 2048
 """Vocabulary, markers and fragments included."""
-CONTEXT = 1024
+CONTEXT = 2048
 """Positions of the model, in tokens."""
 _LINES = ["\n- ", "… and "]
 
@@ -34,7 +34,18 @@ def _samples(count: int, seed: int = 7) -> list[list[dict]]:
 
 def common_words(samples: list[list[dict]], most: int = 420) -> list[str]:
     """Lower-case words that are frequent in phrases and answers and are no name."""
-    pool = set(names.WORDS) - {"file", "list", "find", "search", "name", "line", "show", "check", "test", "project"}
+    pool = set(names.WORDS) - {
+        "file",
+        "list",
+        "find",
+        "search",
+        "name",
+        "line",
+        "show",
+        "check",
+        "test",
+        "project",
+    }
     counts: Counter[str] = Counter()
     for messages in samples:
         for message in messages:

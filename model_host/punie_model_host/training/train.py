@@ -18,7 +18,7 @@ from punie_model_host.training.export import export
 from punie_model_host.training.model import Model
 from punie_model_host.training.tokenizer import CONTEXT, Encoder, load
 
-BUCKETS = (64, 96, 128, 192, 256, 384, 640, CONTEXT)
+BUCKETS = (64, 96, 128, 192, 256, 384, 640, 1024, CONTEXT)
 """Padded lengths, in tokens."""
 _CHUNK = 4096
 """Conversations drawn at a time, then sorted by length."""
@@ -146,7 +146,9 @@ class Trainer:
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
         self.encoder = Encoder(load(tokenizer_folder))
         self.generator = Generator(plan.seed)
-        self.hidden = torch.compile(self.model.hidden, dynamic=False) if plan.compiled else self.model.hidden
+        self.hidden = (
+            torch.compile(self.model.hidden, dynamic=False) if plan.compiled else self.model.hidden
+        )
         self.tokens = self.steps = 0
 
     def progress(self) -> float:

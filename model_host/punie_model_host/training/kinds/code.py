@@ -42,8 +42,7 @@ FUNCTION = Symbol(
     "function",
     "functions",
     programs.FUNCTIONS,
-    ("functions", "functions", "Python functions", "functions and methods", "methods")
-    + ("function definitions",),
+    ("functions", "functions", "Python functions", "functions and methods", "methods"),
 )
 TEST = Symbol(
     "test function",
@@ -68,7 +67,10 @@ def subclasses(draw: Draw) -> Exchange:
     base = names.base()
     folder = draw.folder(0.12)
     total = draw.size(programs.LIST_LIMIT)
-    shown = [f"{names.camel()} ({where})" for where in hits(draw, total, lambda: names.file("py", folder))]
+    shown = [
+        f"{names.camel()} ({where})"
+        for where in hits(draw, total, lambda: names.file("py", folder))
+    ]
     total = total if len(shown) == programs.LIST_LIMIT else len(shown)
     rows = listing(shown, total, programs.LIST_LIMIT)
     exchange = Exchange(

@@ -33,7 +33,7 @@ class Draw:
     rng: random.Random
     names: Names
     held_out_phrases: bool = False
-    long_lists: float = 0.03
+    long_lists: float = 0.05
 
     def ask(self, kind: Phrases, slots: dict[str, str], folder: str = "", file: str = "") -> str:
         """A question; ``{P}`` says the folder or file, or (perhaps) the whole project."""
@@ -60,15 +60,13 @@ class Draw:
         roll = rng.random()
         if roll < 0.12:
             return 0
-        if roll < 0.27:
+        if roll < 0.3:
             return 1
-        if roll < 0.94 - self.long_lists / 2:
-            return rng.choice((2, 2, 3, 3, 4, 4, 5, 6, 7))
+        if roll < 0.98 - 2 * self.long_lists:
+            return rng.choice((2, 2, 2, 3, 3, 4, 5))
         if roll < 0.98 - self.long_lists / 2:
-            return rng.randrange(8, most)
-        return rng.randrange(most, most + 300) if rng.random() < 0.5 else 9
-
-
+            return rng.randrange(6, most)
+        return rng.randrange(most, most + 300)
 
 
 def written_folder(folder: str, rng: random.Random) -> str:
@@ -127,38 +125,65 @@ def failing(draw: Draw, exchange: Exchange, path: str, noun: str, chance: float)
 def error(path: str, noun: str, rng: random.Random) -> tuple[str, str]:
     """An error line of ``execute_code`` and the answer to it."""
     roll = rng.random()
-    if path.startswith("..") or path.startswith("/"):
+    if path.startswith(("..", "/")):
         return (
             f"error: outside_root: '{path}' is outside this project",
             f"{path} is outside this project, so I cannot read it.",
         )
-    if roll < 0.75:
-        noun = rng.choice((noun, noun, "folder" if noun == "folder" else "file"))
+    if roll < 0.6:
+        noun = rng.choice((noun, noun, noun, "file"))
         return (
             f"error: not_found: no {noun} '{path}' in this project",
             f"There is no {noun} {path} in this project.",
         )
-    if roll < 0.85 and noun == "file":
-        tail = rng.choice((" is not a text file", " is not text", " is not a text file (binary)"))
-        return (
-            f"error: not_text: '{path}'{tail}",
-            f"{path} is not a text file, so I cannot read it.",
-        )
-    return rng.choice(ERRORS)
+    if roll < 0.9:
+        message, answer = rng.choice(_PATH_ERRORS[noun])
+        return f"error: {message.format(p=path)}", answer.format(p=path)
+    return rng.choice(_OTHER_ERRORS)
 
 
-ERRORS = (
-    ("error: time_limit: the program took too long", "That took too long, so I stopped."),
-    ("error: time_limit: stopped after 30 seconds", "That took too long, so I stopped."),
-    ("error: time_limit: more than 10 s", "That took too long, so I stopped."),
-    ("error: invalid_pattern: regex parse error", "That is not a valid search pattern."),
-    ("error: invalid_pattern: unclosed group", "That is not a valid search pattern."),
+_PERMISSION = ("permission: no permission to read '{p}'", "I have no permission to read {p}.")
+_PART = ("not_a_directory: a part of '{p}' is not a folder", "A part of {p} is not a folder.")
+_PATH_ERRORS = {
+    "file": (
+        ("not_text: '{p}' is not a text file", "{p} is not a text file, so I cannot read it."),
+        ("not_a_file: '{p}' is a folder, not a file", "{p} is a folder, not a file."),
+        ("not_a_file: '{p}' is not a file", "{p} is not a file."),
+        ("too_large: '{p}' is larger than 2 MB", "{p} is too large, so I cannot read it."),
+        ("too_large: '{p}' has 7340032 bytes", "{p} is too large, so I cannot read it."),
+        _PERMISSION,
+        _PART,
+    ),
+    "folder": (
+        ("not_a_directory: '{p}' is a file, not a folder", "{p} is a file, not a folder."),
+        _PERMISSION,
+        _PART,
+    ),
+}
+_SLOW = "That took too long, so I stopped."
+_PATTERN = "That is not a valid search pattern."
+_FAILED = "That did not work, so I have no answer."
+_OTHER_ERRORS = (
+    ("error: time_limit: stopped after 30 seconds", _SLOW),
+    ("error: time_limit: stopped after 10 seconds", _SLOW),
+    ("error: time_limit: the program took too long", _SLOW),
+    ("error: invalid_pattern: regex parse error: unclosed group", _PATTERN),
+    ("error: invalid_pattern: regex parse error", _PATTERN),
+    ("error: io: Input/output error", _FAILED),
+    ("error: crashed: the sandbox ended unexpectedly", _FAILED),
+    ("error: memory_limit: more than 64 MB", _FAILED),
+    ("error: internal: sandbox", _FAILED),
+    ("error: type_check: line 1: unknown name", _FAILED),
+    ("error: IndexError: list index out of range", _FAILED),
+    ("error: too_many_calls: more than 1000 tool calls", _FAILED),
 )
 
 
-def outside(draw: Draw, path: str, chance: float = 0.02) -> str:
+def outside(draw: Draw, path: str, chance: float = 0.04) -> str:
     """The path, or now and then one outside the project."""
     rng = draw.rng
     if rng.random() >= chance:
         return path
-    return rng.choice(("../", "../../", "/", "/etc/")) + path
+    return rng.choice(("../", "../", "../../", "/", "/etc/")) + rng.choice(
+        (path, draw.names.word())
+    )

@@ -18,9 +18,10 @@ CONCEPT = phrases("concept")
 COMPARE = phrases("compare")
 WHEN_TO_USE = phrases("when")
 _OUT_OF_REACH = (
-    (phrases("outside"), "unknown", 2),
+    (phrases("outside"), "unknown", 3),
     (phrases("edit"), "cannot_edit", 2),
-    (phrases("run"), "cannot_run", 1),
+    (phrases("run"), "cannot_run", 1.5),
+    (phrases("show"), "cannot_show", 1),
 )
 _ARTICLES = ("a ", "an ", "the ")
 _TAKEN = subject_words()
@@ -92,6 +93,8 @@ def out_of_reach(draw: Draw) -> Exchange:
     weights = [weight for *_, weight in _OUT_OF_REACH]
     asked, answer, _ = rng.choices(_OUT_OF_REACH, weights)[0]
     path = rng.choice((names.folder() + "/", names.source(), names.source()))
+    if answer == "cannot_show":
+        path = rng.choice((names.source, names.document))()
     slots = {"Z": "{Z}", "f": path, "n": str(rng.randrange(1, 3000)), "V": rng.choice(THINGS[:10])}
     question = draw.ask(asked, slots)
     while "{Z}" in question:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from punie_model_host.training import programs
-from punie_model_host.training.grammar import phrases
+from punie_model_host.training.grammar import phrases, typo
 from punie_model_host.training.kinds.common import (
     Draw,
     Exchange,
@@ -40,7 +40,8 @@ def draw_sort(draw: Draw) -> tuple[Sort, str]:
     roll = rng.random()
     if roll < 0.66:
         sort = rng.choice(_COMMON if roll < 0.5 else SORTS)
-        return sort, rng.choice(sort.words)
+        words = rng.choice(sort.words)
+        return sort, typo(words, rng) if len(words) > 4 and rng.random() < 0.03 else words
     if roll < 0.74:
         return Sort("", "*", rng.choice(EXTENSIONS)), ""
     extension = rng.choice(EXTENSIONS) if rng.random() < 0.6 else draw.names.word()

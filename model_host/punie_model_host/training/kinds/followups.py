@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from punie_model_host.training import programs
 from punie_model_host.training.concepts import ANSWERS, CONCEPTS, TALK
 from punie_model_host.training.grammar import Phrases, fill, phrase, phrases, quoted
 from punie_model_host.training.kinds import code, files, text

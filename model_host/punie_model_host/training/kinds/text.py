@@ -18,7 +18,7 @@ from punie_model_host.training.names import NICKNAMES, SORTS
 
 TITLE, LINES = phrases("title"), phrases("lines")
 GREP, GREP_COUNT, GREP_LEFT = phrases("grep"), phrases("grep_count"), phrases("grep_left")
-_MARKS = ("TODO", "FIXME", "XXX", "HACK")
+_MARKS = ("TODO", "TODO", "FIXME", "XXX", "HACK", "BUG", "NOTE")
 
 
 def title_answer(path: str, text: str) -> str:
@@ -32,7 +32,7 @@ def _written_path(draw: Draw, path: str) -> str:
         return rng.choice(NICKNAMES[path])
     if rng.random() < 0.8:
         return quoted(path, rng)
-    return rng.choice(("the file ", "file ", "./", "the document ")) + path
+    return rng.choice(("the file ", "file ", "the document ")) + path
 
 
 def title_exchange(question: str, path: str, heading: str) -> Exchange:
@@ -106,6 +106,9 @@ def _asked(draw: Draw, kind: Phrases, text: str) -> tuple[str, str, str]:
     """A question about a text, and the glob and folder it names."""
     glob, folder, words = scope(draw)
     written = text if kind is GREP_LEFT else quoted(text, draw.rng)
+    if " " in text:
+        mark = draw.rng.choice("`'\"")
+        written = mark + text + mark
     kind = _scoped(kind) if words else kind
     return draw.ask(kind, {"T": written, "G": words}, folder), glob, folder
 
@@ -155,7 +158,7 @@ def grep_count(draw: Draw) -> Exchange:
     """ "How many lines contain timeout?", "How many TODOs are left?"."""
     text, kind = draw.names.text(), GREP_COUNT
     if draw.rng.random() < 0.15:
-        text, kind = draw.rng.choice((*_MARKS, draw.names.upper())), GREP_LEFT
+        text, kind = draw.rng.choice(_MARKS), GREP_LEFT
     question, glob, folder = _asked(draw, kind, text)
     total = any_count(draw.rng)
     exchange = Exchange(
