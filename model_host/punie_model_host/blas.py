@@ -32,6 +32,15 @@ def wanted(environ: Mapping[str, str], prefix: Path, platform: str) -> Path | No
     return library if library.is_absolute() and library.is_file() else None
 
 
+def threads(cores: int) -> int:
+    """Return how many threads to compute with: one core is left to the tools that run beside.
+
+    The threads meet several times in each layer; with one for every core, a single busy neighbour
+    makes a prompt take 10 to 30 times as long.
+    """
+    return max(1, cores - 1)
+
+
 def load(library: Path, threads: int) -> None:
     """Load `library` for everything that is loaded later. To be called before MLX is imported.
 

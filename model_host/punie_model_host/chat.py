@@ -1,6 +1,6 @@
 """A conversation as the tokens of a prompt, through the model's chat template."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
@@ -41,12 +41,13 @@ def render(
     controls: Sequence[str] = (),
 ) -> Prompt:
     """Return the prompt. `controls` are quoted where messages (instructions excepted) contain
-    them. Raises `PunieError` when the conversation does not fit the template."""
+    them: what users, tools and the model wrote is text, only the template's tags are tokens.
+    Raises `PunieError` when the conversation does not fit the template."""
     if not messages:
         raise PunieError(InvalidRequest(message="a conversation without messages"))
     shown = [_tool(tool) for tool in tools] if style is PromptStyle.TOOLS else []
     quoting = Quoting(controls)
-    chat = [_message(message, quoting.protect) for message in messages]
+    chat = [_message(message, quoting) for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             chat, tools=shown or None, add_generation_prompt=True, tokenize=False
@@ -76,37 +77,34 @@ def _tool(tool: ToolSchema) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _message(message: AnyChatMessage, quote: Callable[[str], str]) -> dict[str, Any]:
+def _message(message: AnyChatMessage, quoting: Quoting) -> dict[str, Any]:
     match message:
         case SystemMessage(text=text):
             return {"role": "system", "content": text}
         case UserMessage(text=text):
-            return {"role": "user", "content": quote(text)}
+            return {"role": "user", "content": quoting.protect(text)}
         case AssistantMessage():
-            return _assistant(message, quote)
+            return _assistant(message, quoting)
         case ToolMessage(text=text, name=name, call_id=call_id):
-            content = quote(text)
-            return {"role": "tool", "content": content, "name": name, "tool_call_id": call_id}
+            texts = {"content": text, "name": name, "tool_call_id": call_id}
+            return {"role": "tool", **quoting.protect_json(texts)}
         case _:
             assert_never(message)
 
 
-def _assistant(message: AssistantMessage, quote: Callable[[str], str]) -> dict[str, Any]:
-    chat: dict[str, Any] = {"role": "assistant", "content": quote(message.text)}
+def _assistant(message: AssistantMessage, quoting: Quoting) -> dict[str, Any]:
+    chat: dict[str, Any] = {"role": "assistant", "content": quoting.protect(message.text)}
     if message.thinking:
-        chat["reasoning_content"] = quote(message.thinking)
+        chat["reasoning_content"] = quoting.protect(message.thinking)
     if message.tool_calls:
-        chat["tool_calls"] = [_call(call) for call in message.tool_calls]
+        chat["tool_calls"] = [_call(call, quoting) for call in message.tool_calls]
     return chat
 
 
-def _call(call: ToolCallPart) -> dict[str, Any]:
+def _call(call: ToolCallPart, quoting: Quoting) -> dict[str, Any]:
     arguments = _json_object(call.arguments, f"arguments of call {call.call_id}")
-    return {
-        "id": call.call_id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": arguments},
-    }
+    texts = {"id": call.call_id, "function": {"name": call.name, "arguments": arguments}}
+    return {"type": "function", **quoting.protect_json(texts)}
 
 
 def _json_object(text: str, what: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import gc
 import logging
 import secrets
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return bool(self._active or self._switch or len(self._queue))
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the next `step` works on a request; else it loads a model or does nothing."""
+        return bool(self._active or (len(self._queue) and not self._switch))
 
     def handle(self, command: Command) -> None:
         """Take in a command; returns soon, except for the file checks of a `LoadCommand`."""
@@ -224,8 +230,9 @@ class Engine:
         self._give_up()
         try:
             self._read(switch, new)
-        except Exception:
+        except Exception as error:
             del new
+            _forget_frames(error)
             self._restore(before)
             raise
         return new
@@ -234,6 +241,7 @@ class Engine:
         """A disk or memory failure that no check foresaw: go back to the model that worked."""
         if before is None:
             return
+        self._give_up()
         try:
             old = build(before)
             read_weights(old, lambda _done, _total: self._look_up())
@@ -302,6 +310,13 @@ def _blame(key: Key, error: Exception) -> WireError:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     hint = "see punie logs; a shorter conversation or a smaller model may do"
     return ModelFault(message=f"request {key.request_id}: {text[:300]}", hint=hint)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the weights that the calls which ended in `error` still hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _load_blame(model: str, error: Exception) -> WireError:

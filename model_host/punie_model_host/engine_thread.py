@@ -48,6 +48,8 @@ class EngineThread:
         self._deliver = deliver
         self._commands: queue.Queue[Command] = queue.Queue(CAPACITY)
         self._quitting = False
+        self._steps = 0
+        self._answering = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self, model: str) -> None:
@@ -68,9 +70,11 @@ class EngineThread:
         self._quitting = True
         self.post(Quit())
 
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    @property
+    def progress(self) -> int | None:
+        """A number that changes with each prompt chunk and token; None when no request is under
+        way."""
+        return self._steps if self._answering else None
 
     # the engine's thread
 
@@ -96,7 +100,13 @@ class EngineThread:
                 engine.handle(self._commands.get())
             self._take_in(engine)
             if not self._quitting:
-                engine.step()
+                self._step(engine)
+
+    def _step(self, engine: Engine) -> None:
+        self._answering = engine.is_answering
+        engine.step()
+        self._steps += 1
+        self._answering = engine.is_answering
 
     def _take_in(self, engine: Engine) -> None:
         for _ in range(CAPACITY):

@@ -21,7 +21,6 @@ from punie_model_host.log import configure, event
 from punie_model_host.process import EXIT_START, Host, HostOptions
 from punie_protocol.errors import PunieError
 
-_USAGE: Final = 2
 _LARGEST_CACHE: Final = 4 * 1024**3
 _OFFLINE: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -101,7 +100,7 @@ def _choose_blas() -> None:
     library = blas.wanted(os.environ, Path(sys.prefix), sys.platform)
     if library is not None:
         try:
-            blas.load(library, os.process_cpu_count() or 1)
+            blas.load(library, blas.threads(os.process_cpu_count() or 1))
         except OSError as error:
             event(_log, logging.ERROR, "blas-not-loaded", library=library, error=error)
             library = None

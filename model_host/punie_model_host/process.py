@@ -29,6 +29,7 @@ from punie_model_host.engine_messages import (
 from punie_model_host.engine_thread import EngineThread
 from punie_model_host.lifetime import leave, remove_socket
 from punie_model_host.log import event
+from punie_model_host.watchdog import LOOKS, PROGRESS_DEADLINE, Watchdog
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.errors import (
     LinkClosed,
@@ -83,13 +84,14 @@ _client_decoder: MessageDecoder[ClientToModelHost] = MessageDecoder("model host"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOptions:
-    """What the supervisor started this process with."""
+    """What the supervisor started this process with. `progress_deadline` is in seconds."""
 
     control_fd: int
     socket_path: Path
     models_dir: Path
     model: str
     cache_budget: int
+    progress_deadline: float = PROGRESS_DEADLINE
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ class Host:
         self._spawn(self._read_control())
         self._spawn(self._accept(listener))
         self._engine.start(self._options.model)
+        self._spawn(self._watch_engine())
         code = await self._exit
         listener.close()
         self._options.socket_path.unlink(missing_ok=True)
@@ -149,6 +152,16 @@ class Host:
     def _end(self, code: int) -> None:
         if not self._exit.done():
             self._exit.set_result(code)
+
+    async def _watch_engine(self) -> None:
+        """End the process when the engine hangs; this loop would answer pings for ever."""
+        watchdog, deadline = Watchdog(), self._options.progress_deadline
+        while True:
+            await asyncio.sleep(deadline / LOOKS)
+            if watchdog.is_hung(self._engine.progress):
+                event(_log, logging.CRITICAL, "engine-hangs", no_token_for_s=deadline)
+                self._end(EXIT_ENGINE)
+                return
 
     # supervisor
 

@@ -48,6 +48,7 @@ from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, Ready,
 from tests.support.tiny_model import make_tiny_model
 
 DEADLINE = 15.0
+ROOT = Path(__file__).parents[2]
 PARENT = """\
 import subprocess, sys, time
 child = subprocess.Popen(sys.argv[2:], pass_fds=[int(sys.argv[1])])
@@ -96,11 +97,11 @@ class RunningHost:
             assert isinstance(message, ModelState)
         return message
 
-    async def ended(self, within: float) -> int:
+    async def ended(self) -> int:
         """Wait for the process to end and return its exit code."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + DEADLINE
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"alive after {within} s"
+            assert time.monotonic() < deadline, f"alive after {DEADLINE} s"
             await asyncio.sleep(0.01)
         return self.process.returncode
 
@@ -126,6 +127,7 @@ def run_host(
     *,
     greet: bool = True,
     extra: dict[str, str] | None = None,
+    program: str = "punie_model_host.main",
 ) -> None:
     """Start a host, give it to `test`, end it whatever happened."""
 
@@ -133,7 +135,8 @@ def run_host(
         ours, theirs = socket.socketpair()
         path, log = folder / "model.sock", folder / "host.log"
         with theirs, log.open("wb") as stderr:
-            process = start(theirs.fileno(), path, models, model, stderr.fileno(), extra)
+            command = host_command(theirs.fileno(), path, models, model, program)
+            process = start(command, theirs.fileno(), stderr.fileno(), path.parent, extra)
         control = await FrameLink.over(ours, _supervisor_side, name="host")
         try:
             async with asyncio.timeout(DEADLINE):
@@ -153,23 +156,19 @@ def run_host(
     asyncio.run(main())
 
 
-def host_command(fd: int, path: Path, models: Path, model: str) -> list[str]:
-    command = [sys.executable, "-m", "punie_model_host.main", "--control-fd", str(fd)]
+def host_command(
+    fd: int, path: Path, models: Path, model: str, program: str = "punie_model_host.main"
+) -> list[str]:
+    command = [sys.executable, "-m", program, "--control-fd", str(fd)]
     return [*command, "--socket", str(path), "--models-dir", str(models), "--model", model]
 
 
 def start(
-    fd: int,
-    path: Path,
-    models: Path,
-    model: str,
-    stderr: int,
-    extra: dict[str, str] | None = None,
+    command: list[str], fd: int, stderr: int, home: Path, extra: dict[str, str] | None
 ) -> subprocess.Popen[bytes]:
-    command = host_command(fd, path, models, model)
-    env = {"PATH": os.environ["PATH"], "HOME": str(path.parent)} | (extra or {})
+    env = {"PATH": os.environ["PATH"], "HOME": str(home)} | (extra or {})
     return subprocess.Popen(
-        command, pass_fds=[fd], env=env, stdin=subprocess.DEVNULL, stderr=stderr
+        command, pass_fds=[fd], env=env, stdin=subprocess.DEVNULL, stderr=stderr, cwd=ROOT
     )
 
 
@@ -222,7 +221,7 @@ def test_answers_over_its_socket(models: Path, tmp_path: Path) -> None:
         assert isinstance(end, Finished)
         assert end.usage.output_tokens == 4
         await host.control.send(Stop(reason="test", deadline_s=5))
-        assert await host.ended(within=5) == 0
+        assert await host.ended() == 0
         assert not host.socket.exists()
 
     run_host(models, tmp_path, "brief", test)
@@ -260,6 +259,16 @@ def test_loop_answers_while_the_engine_decodes(models: Path, tmp_path: Path) -> 
     run_host(models, tmp_path, "endless", test)
 
 
+def test_hung_evaluation_ends_the_process(models: Path, tmp_path: Path) -> None:
+    async def test(host: RunningHost) -> None:
+        async with host.client() as link:
+            await link.send(ask(1))
+            assert await host.ended() == 70
+        assert "critical engine-hangs" in host.log.read_text()
+
+    run_host(models, tmp_path, "brief", test, program="tests.support.hung_model_host")
+
+
 def test_disconnect_cancels(models: Path, tmp_path: Path) -> None:
     async def test(host: RunningHost) -> None:
         async with host.client() as link:
@@ -267,9 +276,8 @@ def test_disconnect_cancels(models: Path, tmp_path: Path) -> None:
             await link.send(ask(2))
             await first_text(link)
             assert (await host.pong()).busy == 2
-        async with asyncio.timeout(2):
-            while (await host.pong()).busy:
-                continue
+        while (await host.pong()).busy:
+            continue
         async with host.client() as link:
             await link.send(ask(1, max_tokens=2))
             assert (await answer(link, 1))[0] == "tick tock"
@@ -283,7 +291,7 @@ def test_end_of_control_link_ends_the_process(models: Path, tmp_path: Path) -> N
             await link.send(ask(1))
             await first_text(link)
             host.control.abort("the supervisor dies")
-            assert await host.ended(within=2) != 0
+            assert await host.ended() != 0
 
     run_host(models, tmp_path, "endless", test)
 
@@ -297,7 +305,7 @@ def test_sigterm_is_stop(models: Path, tmp_path: Path) -> None:
             _, end = await answer(link, 1)
             assert isinstance(end, Failed)
             assert isinstance(end.error, errors.Cancelled)
-        assert await host.ended(within=5) == 0
+        assert await host.ended() == 0
 
     run_host(models, tmp_path, "endless", test)
 
@@ -378,7 +386,7 @@ def test_leaves_when_the_supervisor_speaks_another_protocol(models: Path, tmp_pa
     async def test(host: RunningHost) -> None:
         await accept_child(host.control)
         await host.control.send(welcome(PROTOCOL + 1))
-        assert await host.ended(within=5) == 1
+        assert await host.ended() == 1
         assert "run: punie restart" in host.log.read_text()
 
     run_host(models, tmp_path, "brief", test, greet=False)
@@ -447,7 +455,7 @@ def test_stale_socket_is_replaced_and_a_file_is_not(models: Path, tmp_path: Path
     async def refused(host: RunningHost) -> None:
         await accept_child(host.control)
         await host.control.send(welcome())
-        assert await host.ended(within=5) == 1
+        assert await host.ended() == 1
         assert "is no socket" in host.log.read_text()
 
     run_host(models, tmp_path, "brief", refused, greet=False)
@@ -459,7 +467,7 @@ def test_usage_without_a_control_link() -> None:
         [sys.executable, "-m", "punie_model_host.main", "--model", "embedded"],
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 2
@@ -505,7 +513,7 @@ def test_dies_with_its_parent_though_the_control_link_lives(models: Path, tmp_pa
             parent.kill()
             if sys.platform != "linux":  # there the end of the link is what tells
                 control.close()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(DEADLINE):
                 await control.wait_closed()
         finally:
             control.close()
@@ -514,5 +522,5 @@ def test_dies_with_its_parent_though_the_control_link_lives(models: Path, tmp_pa
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         asyncio.run(main())
-    gone, _ = psutil.wait_procs([child], timeout=2)
+    gone, _ = psutil.wait_procs([child], timeout=DEADLINE)
     assert gone

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import socket
 import sys
+from pathlib import Path
 
 from punie_protocol import handshake
 from punie_protocol.codec import MessageDecoder
@@ -58,8 +59,8 @@ class FakeHost:
             self.say(id, Load.FAILED, model, error=error)
             return
         self.model = ModelInfo(
-            name=model,
-            folder=f"/models/{model}",
+            name=Path(model).name,
+            folder=str(Path("/models") / model),
             context_window=1000,
             prompt_style=PromptStyle.LEARNED,
             tool_call_format="x",

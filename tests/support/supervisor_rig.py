@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -92,6 +93,13 @@ class Client:
     async def send(self, **members: Any) -> None:
         await self.socket.send(json.dumps({"jsonrpc": "2.0"} | members))
 
+    def together(self, *messages: dict[str, Any]) -> None:
+        """Send messages in one write."""
+        for members in messages:
+            text = json.dumps({"jsonrpc": "2.0"} | members)
+            self.socket.protocol.send_text(text.encode())
+        self.socket.transport.write(b"".join(self.socket.protocol.data_to_send()))
+
     async def start(self, method: str, **params: Any) -> int:
         """Send a request and return its id."""
         id = next(self._ids)
@@ -154,6 +162,16 @@ async def eventually(holds: Callable[[], Any], within: float = DEADLINE) -> Any:
         assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.01)
     return value
+
+
+def prompt_state(journal: Path, prompt: str) -> str | None:
+    """Return the state of a prompt in the journal, ``None`` when it is not there."""
+    db = sqlite3.connect(journal)
+    try:
+        row = db.execute("SELECT state FROM prompts WHERE id = ?", (prompt,)).fetchone()
+        return row and row[0]
+    finally:
+        db.close()
 
 
 def alive(pid: int) -> bool:

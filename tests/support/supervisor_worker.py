@@ -2,7 +2,9 @@
 
 say TEXT      two updates, a delta, an answer with TEXT
 history       answers with the deltas it was opened with, and those since
-wait          an update, then until session/cancel
+wait          an update, then until $/cancel_request
+fill N SIZE   N deltas of SIZE bytes
+weigh         answers with the number and the bytes of the deltas
 die | exit    SIGKILL to itself | exit code 0, in the middle of a turn
 garbage       bytes that are no frame
 flood N       N updates of 64 KB
@@ -41,6 +43,7 @@ class FakeWorker:
         self.stored: dict[int, asyncio.Future[Any]] = {}
         self.answers: dict[int, asyncio.Future[Any]] = {}
         self.cancelled: dict[str, asyncio.Event] = {}
+        self.running: dict[str, int] = {}
         self.ids = iter(range(1, 1_000_000))
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -54,6 +57,8 @@ class FakeWorker:
                     )
                 case to_worker.OpenSession():
                     self.sessions[message.session_id] = list(message.deltas)
+                case to_worker.SessionHistory():
+                    self.sessions[message.session_id] += message.deltas
                 case to_worker.ClientMessage():
                     self.client(message.session_id, json.loads(message.body))
                 case to_worker.Stored():
@@ -77,8 +82,9 @@ class FakeWorker:
                 task = asyncio.ensure_future(self.prompt(session, body))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
-            case {"method": "session/cancel"}:
-                self.cancelled[session].set()
+            case {"method": "$/cancel_request", "params": {"requestId": id}}:
+                if self.running.get(session) == id:
+                    self.cancelled[session].set()
             case {"id": id}:
                 self.answers.pop(id).set_result(body)
 
@@ -100,6 +106,7 @@ class FakeWorker:
         prompt = params["_meta"]["punie"]["promptId"]
         verb, _, rest = params["prompt"][0]["text"].partition(" ")
         self.cancelled[session] = asyncio.Event()
+        self.running[session] = id
         reason, said = "end_turn", ""
         match verb:
             case "say":
@@ -113,6 +120,13 @@ class FakeWorker:
                 self.update(session, f"waiting in {os.getpid()}")
                 await self.cancelled[session].wait()
                 reason = "cancelled"
+            case "fill":
+                count, size = map(int, rest.split())
+                for _ in range(count):
+                    assert await self.delta(session, prompt, bytes(size)) is None
+            case "weigh":
+                deltas = self.sessions[session]
+                said = f"{len(deltas)} {sum(map(len, deltas))}"
             case "die":
                 self.update(session, "last words")
                 await self.delta(session, prompt, b"before death")

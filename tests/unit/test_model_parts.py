@@ -1,4 +1,4 @@
-"""The model host's small pure parts: stop strings, scheduler, prefix search, BLAS choice."""
+"""The model host's small pure parts: stop strings, scheduler, prefix search, watchdog, BLAS."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +10,7 @@ from punie_model_host import blas
 from punie_model_host.prompt_cache import common_prefix
 from punie_model_host.scheduler import Scheduler
 from punie_model_host.stops import StopStrings
+from punie_model_host.watchdog import LOOKS, Watchdog
 from punie_protocol.messages.common import Priority
 
 
@@ -73,6 +74,16 @@ def test_the_queue_is_bounded_and_gives_up_what_is_cancelled() -> None:
     assert (len(scheduler), scheduler.pop(), scheduler.pop()) == (1, 1, None)
 
 
+def test_only_a_request_without_progress_for_a_whole_deadline_is_hung() -> None:
+    watchdog = Watchdog()
+    for progress in (7, None, 7, 8, 7, None):
+        readings = [watchdog.is_hung(progress) for _ in range(LOOKS)]
+        assert not any(readings), progress
+    assert not any(watchdog.is_hung(9) for _ in range(LOOKS))
+    assert watchdog.is_hung(9)
+    assert not watchdog.is_hung(10)
+
+
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_common_prefix(a: bytes, b: bytes) -> None:
     size = common_prefix(a, b)
@@ -92,3 +103,7 @@ def test_blas_is_taken_from_the_pointer_or_the_environment(tmp_path: Path) -> No
     assert blas.wanted({}, tmp_path, "darwin") is None
     assert blas.wanted({blas.CHOICE: ""}, tmp_path, "linux") is None
     assert blas.wanted({blas.CHOICE: str(tmp_path / "none.so")}, tmp_path, "linux") is None
+
+
+def test_blas_leaves_a_core_to_others() -> None:
+    assert [blas.threads(cores) for cores in (1, 2, 8)] == [1, 1, 7]
