@@ -82,7 +82,7 @@ class Child:
         self.pid = process.pid
         self.state = ChildState.STARTING
         self.link: FrameLink[ToSupervisor]
-        self._said_at = self._said = 0
+        self._lines = logs.LineLimit(MAX_LINES, self._output_dropped)
         self._process = process
         self._output_over = asyncio.Event()
         self._output_pipe: asyncio.BaseTransport | None = None
@@ -174,6 +174,7 @@ class Child:
             self.log.info("child.output_held", detail="a descendant keeps its output open")
         if self._output_pipe is not None:
             self._output_pipe.close()
+        self._lines.close()
         self.close_link()
 
     async def _ends_within(self, seconds: float) -> bool:
@@ -223,14 +224,11 @@ class Child:
         )
 
     def _say(self, line: str) -> None:
-        now = int(asyncio.get_running_loop().time())
-        if now != self._said_at:
-            if self._said > MAX_LINES:
-                self.log.warning("child.output_dropped", lines=self._said - MAX_LINES)
-            self._said_at, self._said = now, 0
-        self._said += 1
-        if self._said <= MAX_LINES:
+        if self._lines.passes():
             self.log.info("child.output", line=line)
+
+    def _output_dropped(self, lines: int) -> None:
+        self.log.warning("child.output_dropped", lines=lines)
 
 
 def _describe(code: int) -> str:

@@ -36,7 +36,6 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    role: Role
     command: tuple[str, ...]
     environment: dict[str, str]
     restart: Restart
@@ -87,7 +86,6 @@ def model_host_spec(
     }
     return ChildSpec(
         id=MODEL_HOST,
-        role=Role.MODEL_HOST,
         command=tuple(words.get(word, word) for word in programs.model_host),
         environment=child_environment(environ, Role.MODEL_HOST),
         restart=Restart.PERMANENT,
@@ -99,7 +97,6 @@ def worker_spec(id: str, paths: Paths, environ: Mapping[str, str], programs: Pro
     """Return the spec of a worker."""
     return ChildSpec(
         id=id,
-        role=Role.WORKER,
         command=programs.worker,
         environment=child_environment(environ, Role.WORKER),
         restart=Restart.TRANSIENT,

@@ -14,6 +14,8 @@ MAX_OWED_BYTES: Final = 16 * 1024 * 1024
 """A client that is owed more than either is dropped."""
 WRITE_TIMEOUT: Final = 30.0
 """Seconds without taking a message after which a client is dropped."""
+MAX_IGNORED: Final = 10
+"""Messages of one client in one second that are ignored and reach the log; the rest is counted."""
 MAX_REQUESTS: Final = 64
 """Requests of one client under way; further ones are refused."""
 
@@ -31,6 +33,8 @@ class Connection:
         self._more = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._log = logs.get(connection=number)
+        self._ignored = logs.LineLimit(MAX_IGNORED, self._ignored_more)
 
     def send(self, body: bytes) -> None:
         """Owe the client one message; drop the client when that is too much."""
@@ -42,6 +46,15 @@ class Connection:
         self._more.set()
         if len(self._owed) > MAX_OWED_MESSAGES or self._bytes > MAX_OWED_BYTES:
             self._drop(f"it is owed {len(self._owed)} messages, {self._bytes} bytes")
+
+    def ignored(self, reason: str) -> None:
+        """Log that a message of the client was ignored, if there were not too many."""
+        if self._ignored.passes():
+            self._log.info("message.ignored", reason=reason)
+
+    def left(self) -> None:
+        """The client is gone."""
+        self._ignored.close()
 
     async def write(self) -> None:
         """Write what is owed until the connection ends or is dropped."""
@@ -70,9 +83,12 @@ class Connection:
             self._bytes -= len(body)
 
     def _drop(self, reason: str) -> None:
-        logs.get(connection=self.number).warning("client.dropped", reason=reason)
+        self._log.warning("client.dropped", reason=reason)
         self._forget()
         self._socket.transport.abort()
+
+    def _ignored_more(self, count: int) -> None:
+        self._log.info("messages.ignored", count=count)
 
     def _forget(self) -> None:
         self._dropped = True

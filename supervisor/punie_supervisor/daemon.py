@@ -62,7 +62,7 @@ class Daemon:
         """
         journal = await Journal.open(self._paths.journal)
         try:
-            lost = await journal.run(ops.interrupt_open_prompts, self._interrupted())
+            lost = await journal.run(ops.interrupt_running_prompts, _interrupted())
             if lost:
                 logs.get().warning("prompts.interrupted", count=lost)
             await self._serve(journal, listening)
@@ -76,9 +76,11 @@ class Daemon:
         board = Switchboard(journal, registry, routes, shut_down=self.stop)
         workers = WorkerPool[Pending](self._worker_spec, str(self._paths.model_socket), board)
         board.connect(workers, model, Reporter(self._paths, journal, model, workers))
+        accepted = await journal.run(ops.accepted_prompts)
         ticking = asyncio.create_task(self._tick(board))
         deadline = asyncio.get_running_loop().time() + SHUTDOWN_TIMEOUT
         try:
+            board.resume(accepted)
             async with listen(self._paths.socket, board):
                 model.start()
                 logs.get(pid=os.getpid()).info("daemon.listening", socket=str(self._paths.socket))
@@ -90,7 +92,8 @@ class Daemon:
         finally:
             ticking.cancel()
             await self._end(board, workers, model, deadline)
-            await journal.run(ops.interrupt_open_prompts, self._interrupted())
+            # What a worker had and did not end in time. A broken journal must not fail the stop.
+            await journal.submit(ops.interrupt_running_prompts, _interrupted())
 
     async def _flush(self, board: Switchboard) -> None:
         try:
@@ -122,17 +125,18 @@ class Daemon:
             await asyncio.sleep(1.0)
             board.tick()
 
-    def _interrupted(self) -> bytes:
-        error = ProcessLost(
-            message="punie stopped while this prompt was under way",
-            hint="send it again",
-            process="supervisor",
-            pid=os.getpid(),
-        )
-        return bytes(error_raw(error))
-
     def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
         return child_spec.model_host_spec(self._paths, model, self._environ, self._programs)
 
     def _worker_spec(self, id: str) -> child_spec.ChildSpec:
         return child_spec.worker_spec(id, self._paths, self._environ, self._programs)
+
+
+def _interrupted() -> bytes:
+    error = ProcessLost(
+        message="punie stopped while this prompt was under way",
+        hint="send it again",
+        process="supervisor",
+        pid=os.getpid(),
+    )
+    return bytes(error_raw(error))

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, Final, Self
 
-from punie_protocol.errors import Internal, PunieError
+from punie_protocol.errors import Internal, PunieError, WireError
+from punie_supervisor import logs
 from punie_supervisor.journal_schema import open_database
 
 MAX_WAITING: Final = 1024
@@ -53,14 +54,19 @@ class Journal:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> asyncio.Future[R]:
-        """Queue an operation, waiting only while `MAX_WAITING` are under way. The future raises
-        `PunieError` when it failed; a failed commit fails all of its batch."""
+        """Queue an operation, waiting only while `MAX_WAITING` are under way.
+
+        Never raises: the future does, `PunieError`, when the operation failed. A failed commit
+        fails all of its batch; a connection that cannot be rolled back, and a closed journal, fail
+        everything from then on.
+        """
         await self._room.acquire()
-        if self._closed:
-            self._room.release()
-            raise PunieError(Internal(message=f"journal {self._path} is closed"))
         future: asyncio.Future[R] = self._loop.create_future()
-        self._queue.put((lambda db: operation(db, *args, **kwargs), future))
+        if self._closed:
+            error = PunieError(Internal(message=f"journal {self._path} is closed"))
+            self._resolve([(future, None, error)])
+        else:
+            self._queue.put((lambda db: operation(db, *args, **kwargs), future))
         return future
 
     async def run[**P, R](
@@ -84,15 +90,28 @@ class Journal:
     def _run(self) -> None:
         try:
             db = open_database(self._path)
-        except PunieError as error:
+        except Exception as error:  # noqa: BLE001 - whoever opens it gets it
             self._loop.call_soon_threadsafe(self._opened.set_exception, error)
             return
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         try:
-            while batch := self._take():
-                self._loop.call_soon_threadsafe(self._resolve, self._commit(db, batch))
+            self._serve(db)
         finally:
             db.close()
+
+    def _serve(self, db: sqlite3.Connection) -> None:
+        broken: PunieError | None = None
+        while batch := self._take():
+            results: list[_Result] = []
+            if broken is None:
+                try:
+                    results = self._commit(db, batch)
+                except Exception as error:  # noqa: BLE001 - nobody else could tell those who wait
+                    broken = self._fault(error)
+                    self._loop.call_soon_threadsafe(_log_broken, str(broken))
+            if broken is not None:
+                results = [(future, None, broken) for _, future in batch]
+            self._loop.call_soon_threadsafe(self._resolve, results)
 
     def _take(self) -> list[tuple[_Work, asyncio.Future[Any]]]:
         """Return what waits, at least one; nothing at the end."""
@@ -114,6 +133,8 @@ class Journal:
     def _commit(
         self, db: sqlite3.Connection, batch: list[tuple[_Work, asyncio.Future[Any]]]
     ) -> list[_Result]:
+        """Run a batch and commit it. Raises when a failed one cannot be rolled back: what the
+        connection would do next is not known then."""
         results: list[_Result] = []
         try:
             db.execute("BEGIN")
@@ -130,7 +151,7 @@ class Journal:
     def _typed(self, error: BaseException | None) -> BaseException | None:
         return self._fault(error) if isinstance(error, sqlite3.Error) else error
 
-    def _fault(self, error: sqlite3.Error) -> PunieError:
+    def _fault(self, error: Exception) -> PunieError:
         return PunieError(
             Internal(
                 message=f"journal {self._path} cannot store this: {error}",
@@ -149,6 +170,19 @@ class Journal:
                 future.set_result(value)
             else:
                 future.set_exception(error)
+                future.exception()  # not everyone who submits has an answer to give
+
+
+def fault_of(stored: asyncio.Future[Any]) -> WireError | None:
+    """Return why a finished operation failed, ``None`` when it did not."""
+    error = stored.exception()
+    if error is None:
+        return None
+    return error.error if isinstance(error, PunieError) else Internal(message=repr(error))
+
+
+def _log_broken(reason: str) -> None:
+    logs.get().error("journal.broken", reason=reason)
 
 
 def _one(db: sqlite3.Connection, work: _Work) -> tuple[Any, BaseException | None]:

@@ -65,6 +65,14 @@ class ProjectSummary(msgspec.Struct, frozen=True):
     last_session: str | None
 
 
+class AcceptedPrompt(msgspec.Struct, frozen=True):
+    """A prompt that no worker has begun; `body` is the JSON of its params."""
+
+    id: str
+    session_id: str
+    body: bytes
+
+
 class PromptRow(msgspec.Struct, frozen=True):
     """A prompt that is known already. `response` is the result's JSON, `error` that of a JSON-RPC
     error object."""
@@ -195,14 +203,23 @@ def finish_prompt(
     )
 
 
-def interrupt_open_prompts(db: Db, error: bytes) -> int:
-    """Mark every open prompt interrupted; return how many there were."""
+def interrupt_running_prompts(db: Db, error: bytes) -> int:
+    """Mark every running prompt interrupted; return how many there were."""
     changed = db.execute(
         "UPDATE prompts SET state = 'interrupted', error = ?, finished_at = ?"
-        " WHERE state IN ('accepted', 'running')",
+        " WHERE state = 'running'",
         (error, time.time()),
     )
     return changed.rowcount
+
+
+def accepted_prompts(db: Db) -> list[AcceptedPrompt]:
+    """Return the prompts that no worker has begun, in the order they came."""
+    rows = db.execute(
+        "SELECT id, session_id, body FROM prompts WHERE state = 'accepted'"
+        " ORDER BY accepted_at, session_id, ordinal"
+    )
+    return [AcceptedPrompt(*row) for row in rows]
 
 
 def store_delta(db: Db, session_id: str, ordinal: int, prompt_id: str, data: bytes) -> None:

@@ -108,6 +108,7 @@ class Keeper:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._ending = False
+        self._heard: float | None = None
         self.log = logs.get(child=spec.id)
 
     @property
@@ -155,18 +156,19 @@ class Keeper:
 
     async def stop(self, reason: str) -> None:
         """End the child within its `shutdown_s` + 0.3 s. It can be asked for again."""
-        child, task = self.child, self._task
+        task = self._task
         if task is None or task.done():
             self._rest()
             return
-        if self.state in (KeeperState.STARTING, KeeperState.READY) and child is not None:
+        if self.state is KeeperState.BACKOFF:
+            task.cancel()
+        elif self.state is not KeeperState.STOPPING:
             self._become(KeeperState.STOPPING)
-            await child.stop(self._dialect.stop(reason, child.spec.shutdown_s), reason)
-            await asyncio.wait([task])
-            return
-        task.cancel()
+            if (child := self.child) is not None:
+                await child.stop(self._dialect.stop(reason, child.spec.shutdown_s), reason)
         await asyncio.wait([task])
-        self._rest()
+        if self.state is KeeperState.BACKOFF:
+            self._rest()
 
     async def close(self, reason: str) -> None:
         """`stop` for good."""
@@ -212,12 +214,15 @@ class Keeper:
 
     async def _one_life(self) -> Exit | PunieError:
         started = self._clock()
+        self.child = None
         try:
             child = self.child = await Child.spawn(self.spec, _decoder)
         except OSError as error:
             program = self.spec.command[0]
             return PunieError(Internal(message=f"cannot run {program}: {error.strerror}"))
         child.log.info("child.started")
+        if self.state is KeeperState.STOPPING:
+            child.kill("it was stopped before it had begun")
         timer = asyncio.get_running_loop().call_later(
             self.spec.start_s, child.kill, f"not ready within {self.spec.start_s:g} s"
         )
@@ -251,11 +256,9 @@ class Keeper:
             return
 
     async def _receive(self, child: Child, started: float, timer: asyncio.TimerHandle) -> None:
-        heard = [self._clock()]
         pings: asyncio.Task[None] | None = None
         try:
             async for message in child.link:
-                heard[0] = self._clock()
                 match message:
                     case Pong():
                         pass
@@ -263,7 +266,7 @@ class Keeper:
                         timer.cancel()
                         child.become(ChildState.READY)
                         self._ready(child, started)
-                        pings = asyncio.create_task(self._ping(child, heard))
+                        pings = asyncio.create_task(self._ping(child))
                     case Ready() if child.state is ChildState.STOPPING:
                         pass
                     case Hello() | Ready():
@@ -271,7 +274,9 @@ class Keeper:
                             InvalidRequest(message=f"unexpected {type(message).__name__}")
                         )
                     case _:
+                        self._heard = None  # its pongs wait meanwhile: that is not its silence
                         await self._inmate.message(child, message)
+                self._heard = self._clock()
         finally:
             if pings is not None:
                 pings.cancel()
@@ -281,10 +286,10 @@ class Keeper:
         self._inmate.ready(child)
         self._become(KeeperState.READY)
 
-    async def _ping(self, child: Child, heard: list[float]) -> None:
+    async def _ping(self, child: Child) -> None:
         nonce = 0
         while not child.link.is_closed:
-            silent = self._clock() - heard[0]
+            silent = 0.0 if self._heard is None else self._clock() - self._heard
             if silent > SILENCE:
                 child.kill(f"no answer for {silent:.0f} s")
                 return

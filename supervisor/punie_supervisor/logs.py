@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -47,7 +49,40 @@ class RotatingFile:
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
+        os.fchmod(self._fd, 0o600)  # it may be there already, made by somebody less careful
         self._size = os.fstat(self._fd).st_size
+
+
+class LineLimit:
+    """Lets `limit` lines a second through. How many were not is told to `dropped`: before the
+    first line of a later second, and at `close`."""
+
+    def __init__(
+        self,
+        limit: int,
+        dropped: Callable[[int], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = limit
+        self._dropped = dropped
+        self._clock = clock
+        self._second = self._lines = 0
+
+    def passes(self) -> bool:
+        """Count one line; return whether it is to be logged."""
+        now = int(self._clock())
+        if now != self._second:
+            self.close()
+            self._second = now
+        self._lines += 1
+        return self._lines <= self._limit
+
+    def close(self) -> None:
+        """Tell what has not been told yet."""
+        if self._lines > self._limit:
+            self._dropped(self._lines - self._limit)
+        self._lines = 0
 
 
 class _ToStructlog(logging.Handler):

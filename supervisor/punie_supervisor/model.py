@@ -1,7 +1,12 @@
-"""The model host: which model is there, waiting for it, switching to another."""
+"""The model host: which model is there, waiting for it, switching to another.
+
+Turns share the model, a switch to another has it alone. First come, first served: a switch waits
+for the turns under way, and whoever comes behind it waits for the switch, so that neither starves.
+"""
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -27,7 +32,7 @@ from punie_supervisor.child_spec import ChildSpec
 from punie_supervisor.keeper import Dialect, Keeper, KeeperState
 
 LOAD_TIMEOUT: Final = 900.0
-"""Seconds without an end of the load after which a prompt stops waiting."""
+"""Seconds after which a prompt stops waiting for its model: for turns before it and the load."""
 
 type Progress = Callable[[str, int, int], None]
 """Told a line for a person, and bytes done of all (0, 0 when not known)."""
@@ -56,7 +61,8 @@ class ModelHost:
         self._state: ModelState | None = None
         self._loads: dict[int, _Loading] = {}
         self._ids = itertools.count(1)
-        self._switching = asyncio.Lock()
+        self._turns = 0
+        self._line: deque[object] = deque()
         self._changed = asyncio.Event()
         dialect = Dialect(
             welcome=to_model_host.Welcome(protocol=PROTOCOL, version=version(), limits=Limits()),
@@ -83,23 +89,34 @@ class ModelHost:
         """Stop the process for good."""
         await self.keeper.close(reason)
 
-    async def usable(self, model: str | None, progress: Progress) -> None:
-        """Wait until `model` (``None``: whichever is loaded) answers, loading it if need be.
+    async def hold(self, model: str | None, progress: Progress) -> None:
+        """Wait until `model` (``None``: whichever is loaded) answers, loading it if need be; it
+        then stays until `release`.
 
         Raises `PunieError`: the host's own reason when it cannot be loaded (the one before stays),
         `ModelUnavailable` when the host was given up. Cancelling stops the wait, not the load.
         """
+        place = object()
+        self._line.append(place)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT):
-                if model is None or self._is(model):
-                    await self._settled(progress, retry=model or self._other())
-                    return
-                async with self._switching:
-                    if not (self._is(model) and self.info):
-                        await self._switch(model, progress)
+                # A load that nobody waits for any more is still one.
+                while self._line[0] is not place or self._loads:
+                    self._report(progress)
+                    await self._change()
+                await self._obtain(model, progress)
+            self._turns += 1
         except TimeoutError:
-            text = f"model {model or self.asked} was not loaded within {LOAD_TIMEOUT:g} s"
+            text = f"model {model or self.asked} was not there within {LOAD_TIMEOUT:g} s"
             raise PunieError(TimedOut(message=text, limit_s=LOAD_TIMEOUT)) from None
+        finally:
+            self._line.remove(place)
+            self._news()
+
+    def release(self) -> None:
+        """A turn that held the model is over."""
+        self._turns -= 1
+        self._news()
 
     def status(self, rss: Callable[[int | None], int]) -> ModelStatus:
         """Return the part of the status report."""
@@ -121,10 +138,17 @@ class ModelHost:
         return self._fallback if self._fallback != self.asked else None
 
     def _is(self, model: str) -> bool:
-        known = {self.asked}
-        if self.info:
-            known |= {self.info.name, self.info.folder}
-        return model in known
+        # Not the name of what is loaded: another folder may be called the same.
+        return model == self.asked or (self.info is not None and model == self.info.folder)
+
+    async def _obtain(self, model: str | None, progress: Progress) -> None:
+        if model is None or self._is(model):
+            await self._settled(progress, retry=model or self._other())
+            return
+        while self._turns:
+            self._report(progress)
+            await self._change()
+        await self._switch(model, progress)
 
     async def _settled(self, progress: Progress, *, retry: str | None) -> None:
         while self.info is None:
@@ -133,9 +157,7 @@ class ModelHost:
             if state and state.state is Load.FAILED and state.error:
                 if retry is None:
                     raise RemoteError(state.error)
-                async with self._switching:
-                    if self.info is None:
-                        await self._switch(retry, progress)
+                await self._switch(retry, progress)
                 return
             self._report(progress)
             await self._change()
@@ -182,6 +204,9 @@ class ModelHost:
             progress("starting the model host", 0, 0)
         elif state and state.state is Load.LOADING:
             progress(_loading(state), state.done_bytes, state.total_bytes)
+        elif self._turns:
+            turns = "1 turn" if self._turns == 1 else f"{self._turns} turns"
+            progress(f"waiting for {turns} on model {self.name}", 0, 0)
         else:
             progress(f"loading model {self.asked}", 0, 0)
 

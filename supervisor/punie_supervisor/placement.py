@@ -1,4 +1,4 @@
-"""Which worker a project lives in. Pure, but for `resolve_root`."""
+"""Which worker a project lives in. Pure, but for `real_path` and `resolve_root`."""
 
 import hashlib
 import os
@@ -12,14 +12,22 @@ SHARED_WORKER: Final = "worker-shared"
 """The worker of every project at level ``interpreter``."""
 
 
+def real_path(cwd: str) -> str:
+    """Return the absolute real path of a directory, which may be gone; blocks on the file system.
+
+    Raises `PunieError` (`InvalidRequest`) for a relative path, and for what can be no path.
+    """
+    if not Path(cwd).is_absolute() or "\0" in cwd:
+        raise PunieError(InvalidRequest(message=f"cwd {cwd!r} is not an absolute path"))
+    return os.path.realpath(cwd)
+
+
 def resolve_root(cwd: str) -> str:
     """Return the absolute real path of an existing directory; blocks on the file system.
 
     Raises `PunieError`: `InvalidRequest` for a relative path, `NotFound` for no directory.
     """
-    if not Path(cwd).is_absolute() or "\0" in cwd:
-        raise PunieError(InvalidRequest(message=f"cwd {cwd!r} is not an absolute path"))
-    root = os.path.realpath(cwd)
+    root = real_path(cwd)
     if not Path(root).is_dir():
         raise PunieError(NotFound(message=f"project directory {cwd} does not exist", what=cwd))
     return root

@@ -1,6 +1,8 @@
 """The projects and sessions in use, loaded from the journal when first needed."""
 
 import asyncio
+import contextlib
+from collections.abc import Generator
 
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.common import Isolation
@@ -32,6 +34,17 @@ class Session:
         self.project = project
         self.order = asyncio.Lock()
         self.turns = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Generator[None]:
+        """Count a turn, here and in the project, while the context is open."""
+        self.turns += 1
+        self.project.turns += 1
+        try:
+            yield
+        finally:
+            self.turns -= 1
+            self.project.turns -= 1
 
 
 class Registry:

@@ -28,10 +28,9 @@ class LetRest(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """It fails too often. Nothing more is tried before `until` on the clock."""
+    """It fails too often; `RestartPolicy.may_start` says when it may be tried again."""
 
     reason: str
-    until: float
 
 
 type Decision = StartAgain | LetRest | GiveUp
@@ -50,7 +49,7 @@ class RestartPolicy:
         """Decide after an end nobody asked for. `hopeless`: the next start must fail too."""
         self._forget(now)
         if hopeless:
-            return GiveUp("it cannot work with this daemon", now + self._period_s)
+            return GiveUp("it cannot work with this daemon")
         match self._restart:
             case Restart.TEMPORARY:
                 return LetRest()
@@ -70,9 +69,8 @@ class RestartPolicy:
 
     def _again(self, now: float) -> Decision:
         if len(self._restarts) >= self._intensity:
-            until = self._restarts[0] + self._period_s
             times = f"{self._intensity} restarts within {self._period_s:g} s"
-            return GiveUp(f"{times} did not help", until)
+            return GiveUp(f"{times} did not help")
         nth = len(self._restarts)
         self._restarts.append(now)
         return StartAgain(min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (nth - 1)) if nth else 0.0)

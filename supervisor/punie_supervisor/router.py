@@ -63,14 +63,12 @@ class Isolate(Begin[client.Isolate], frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """``_punie/status``"""
 
-    connection: int
     id: RpcId
 
 
 class ShutDown(msgspec.Struct, frozen=True):
     """``_punie/shutdown``"""
 
-    connection: int
     id: RpcId
 
 
@@ -108,9 +106,10 @@ class Ignored(msgspec.Struct, frozen=True):
     reason: str
 
 
-type Delivery = Send | ToAgent | Ignored
+type Delivery = Send | ToAgent
 type Instruction = (
     Delivery
+    | Ignored
     | NewSession
     | Prompt
     | ListSessions
@@ -246,7 +245,7 @@ class Router:
             return
         question = self._questions.get(envelope.id) if isinstance(envelope.id, int) else None
         if question is None or connection not in question.asked:
-            yield Ignored(f"late or unasked answer to {envelope.id!r}")
+            yield Ignored(f"late or unasked answer to {str(envelope.id)[:80]!r}")
             return
         envelope.id = question.agent_id
         yield ToAgent(question.worker, question.session_id, jsonrpc.encode(envelope))
@@ -282,7 +281,7 @@ class Router:
                 case _:
                     return Ignored(f"notification {method[:80]!r}")
         except PunieError as error:
-            return Ignored(f"{method}: {error}")
+            return Ignored(f"{method}: {str(error)[:200]}")
 
 
 def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Instruction:
@@ -299,9 +298,9 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
         case client.ISOLATE:
             return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
         case client.STATUS:
-            return Report(connection, id)
+            return Report(id)
         case client.SHUTDOWN:
-            return ShutDown(connection, id)
+            return ShutDown(id)
         case acp.AUTHENTICATE:
             return _refuse(connection, id, "no authentication is needed", jsonrpc.INVALID_REQUEST)
         case _:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import datetime
 import itertools
-import os
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -22,7 +21,6 @@ from punie_protocol.errors import (
     ProcessLost,
     PunieError,
     TimedOut,
-    WireError,
 )
 from punie_protocol.jsonrpc import Envelope, RpcId
 from punie_protocol.messages import to_worker
@@ -33,10 +31,10 @@ from punie_protocol.messages.to_supervisor import (
     EffectStarted,
     StoreDelta,
 )
-from punie_supervisor import acp, logs, router
+from punie_supervisor import acp, logs, placement, router
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.connection import MAX_REQUESTS, Connection
-from punie_supervisor.journal import Journal
+from punie_supervisor.journal import Journal, fault_of
 from punie_supervisor.model import ModelHost
 from punie_supervisor.registry import Project, Registry
 from punie_supervisor.status import Reporter
@@ -79,6 +77,11 @@ class Switchboard:
         self._reporter = reporter
         self._turns = Turns(self._journal, self._registry, model, workers, self._routes, self)
 
+    def resume(self, accepted: list[ops.AcceptedPrompt]) -> None:
+        """Run the prompts that an earlier daemon accepted, in that order, with nobody attached."""
+        for prompt in accepted:
+            self.tasks.start(self._turns.resume(prompt), name=f"prompt {prompt.id}")
+
     # clients
 
     def number(self) -> int:
@@ -92,6 +95,7 @@ class Switchboard:
     def left(self, connection: Connection) -> None:
         """A client went; its turns go on."""
         del self._connections[connection.number]
+        connection.left()
         self._routes.gone(connection.number, time.monotonic())
 
     async def flush(self) -> None:
@@ -107,18 +111,20 @@ class Switchboard:
         self, connection: Connection, instruction: router.Instruction
     ) -> None:
         match instruction:
-            case router.Send() | router.ToAgent() | router.Ignored():
+            case router.Send() | router.ToAgent():
                 self.deliver([instruction])
+            case router.Ignored(reason=reason):
+                connection.ignored(reason)
             case router.Prompt():
-                self._begin(connection, instruction.id, self._turns.prompt(instruction))
+                self._begin(connection, instruction.id, self._turns.prompt, instruction)
             case router.NewSession():
-                self._begin(connection, instruction.id, self._new_session(instruction))
+                self._begin(connection, instruction.id, self._new_session, instruction)
             case router.ListSessions():
-                self._begin(connection, instruction.id, self._list_sessions(instruction))
+                self._begin(connection, instruction.id, self._list_sessions, instruction)
             case router.Isolate():
-                self._begin(connection, instruction.id, self._isolate(connection, instruction))
+                self._begin(connection, instruction.id, self._isolate, connection, instruction)
             case router.Report(id=id):
-                self._begin(connection, id, self._answer_report(connection, id))
+                self._begin(connection, id, self._answer_report, connection, id)
             case router.ShutDown(id=id):
                 connection.send(jsonrpc.response(id, {}))
                 self._shut_down("a client asked for it")
@@ -131,17 +137,28 @@ class Switchboard:
             case _:
                 assert_never(instruction)
 
-    def _begin(self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, None]) -> None:
+    def _begin[**P](
+        self,
+        connection: Connection,
+        id: RpcId,
+        work: Callable[P, Coroutine[Any, Any, object]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
         if connection.requests >= MAX_REQUESTS:
-            work.close()
             text = f"{MAX_REQUESTS} requests of this connection are under way"
             connection.send(jsonrpc.failure(id, Overloaded(message=text)))
             return
+        try:
+            begun = work(*args, **kwargs)
+        except PunieError as error:
+            connection.send(jsonrpc.failure(id, error.error))
+            return
         connection.requests += 1
-        self.tasks.start(self._guard(connection, id, work), name=f"request {id}")
+        self.tasks.start(self._guard(connection, id, begun), name=f"request {str(id)[:80]}")
 
     async def _guard(
-        self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, None]
+        self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, object]
     ) -> None:
         try:
             await work
@@ -168,8 +185,6 @@ class Switchboard:
                         worker.tell(session_id, body)
                     else:
                         logs.get(session=session_id).info("message.ignored", reason="worker gone")
-                case router.Ignored(reason=reason):
-                    logs.get().info("message.ignored", reason=reason)
                 case _:
                     assert_never(delivery)
 
@@ -190,7 +205,9 @@ class Switchboard:
     async def _list_sessions(self, request: router.ListSessions) -> None:
         params = request.params
         # Not `resolve_root`: a folder that is gone still has its sessions.
-        root = params.cwd and await asyncio.to_thread(_real, params.cwd)
+        root = None
+        if params.cwd is not None:
+            root = await asyncio.to_thread(placement.real_path, params.cwd)
         before = _cursor(params.cursor)
         found = await self._journal.run(ops.list_sessions, root, before, PAGE + 1)
         page: dict[str, Any] = {"sessions": [_session_info(summary) for summary in found[:PAGE]]}
@@ -225,7 +242,7 @@ class Switchboard:
 
     async def _open(self, request: router.NewSession, project: Project, session_id: str) -> None:
         worker = await self._workers.place(project)
-        worker.open_session(session_id, project.id, [])
+        await worker.open_session(session_id, project.id, [])
         opening = Opening(session_id, request.connection, request.id)
         params = acp.with_punie(request.raw, SessionMeta(session_id=session_id))
         worker.request(session_id, acp.SESSION_NEW, params, opening)
@@ -299,7 +316,7 @@ class Switchboard:
 
     async def _do_for_agent(self, worker: Worker[Pending], instruction: router.Instruction) -> None:
         match instruction:
-            case router.Send() | router.ToAgent() | router.Ignored():
+            case router.Send() | router.ToAgent():
                 # behind the updates that the journal still has
                 flushed = await self._journal.submit(ops.barrier)
                 flushed.add_done_callback(lambda _: self.deliver([instruction]))
@@ -315,7 +332,7 @@ class Switchboard:
                 raise AssertionError(instruction)  # the others come from clients
 
     def _publish(self, update: router.StoreUpdate, stored: asyncio.Future[int]) -> None:
-        if error := _fault(stored):
+        if error := fault_of(stored):
             logs.get(session=update.session_id).error("update.not_stored", reason=error.message)
             self._turns.spoil(update.session_id, error)
             return
@@ -353,20 +370,9 @@ class Switchboard:
         self, worker: Worker[Pending], request_id: int, stored: asyncio.Future[None]
     ) -> None:
         def done(stored: asyncio.Future[None]) -> None:
-            worker.send_if_alive(to_worker.Stored(request_id=request_id, error=_fault(stored)))
+            worker.send_if_alive(to_worker.Stored(request_id=request_id, error=fault_of(stored)))
 
         stored.add_done_callback(done)
-
-
-def _real(path: str) -> str:
-    return os.path.realpath(path)
-
-
-def _fault(stored: asyncio.Future[Any]) -> WireError | None:
-    error = stored.exception()
-    if error is None:
-        return None
-    return error.error if isinstance(error, PunieError) else Internal(message=repr(error))
 
 
 def _session_info(summary: ops.SessionSummary) -> dict[str, str]:

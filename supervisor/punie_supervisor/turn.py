@@ -1,6 +1,7 @@
 """One prompt under way, and one session being opened: what waits for a worker's answer."""
 
 import asyncio
+import contextlib
 import time
 from enum import StrEnum
 from typing import Final
@@ -11,7 +12,6 @@ from msgspec import Raw
 from punie_protocol import jsonrpc
 from punie_protocol.errors import WireError
 from punie_protocol.jsonrpc import RpcError, RpcErrorData, RpcId
-from punie_supervisor.registry import Session
 from punie_supervisor.workers import Worker
 
 
@@ -33,7 +33,8 @@ _TRANSITIONS: Final = {
 
 
 class Turn:
-    """One prompt under way. `waiters` are the connections and request ids to answer."""
+    """One prompt under way. `waiters` are the connections and request ids to answer, `held` gives
+    back what it took: its place in the session, the model. `request_id` is its worker's."""
 
     def __init__(self, prompt_id: str, session_id: str, model: str | None, params: Raw) -> None:
         self.prompt_id = prompt_id
@@ -41,12 +42,12 @@ class Turn:
         self.model = model
         self.params = params
         self.phase = Phase.ACCEPTING
-        self.session: Session | None = None
         self.waiters: list[tuple[int, RpcId]] = []
         self.worker: Worker[Pending] | None = None
+        self.request_id = 0
         self.fault: WireError | None = None
         self.cancelled = False
-        self.holds_order = False
+        self.held = contextlib.ExitStack()
         self.preparation: asyncio.Task[Worker[Pending]] | None = None
         self.ended = asyncio.Event()
         self.started = time.monotonic()

@@ -7,13 +7,15 @@
 
 A turn waits in the router for the turns before it in its session, for the model and for its
 worker. It ends by the worker's answer or the worker's end; its row in the journal is final before
-anyone hears of it. All who sent the same prompt id get the answer.
+anyone hears of it. All who sent the same prompt id get the answer. One that no worker had begun
+when the daemon stopped is taken up by the next daemon, where it begins WAITING.
 """
 
 import asyncio
 import time
 import uuid
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -37,7 +39,7 @@ from punie_protocol.jsonrpc import Envelope, RpcId
 from punie_protocol.messages.common import Timings, Usage
 from punie_supervisor import acp, logs, router
 from punie_supervisor import journal_ops as ops
-from punie_supervisor.journal import Journal
+from punie_supervisor.journal import Journal, fault_of
 from punie_supervisor.journal_ops import PromptState
 from punie_supervisor.model import ModelHost
 from punie_supervisor.registry import Registry, Session
@@ -83,26 +85,41 @@ class Turns:
         self._outbox = outbox
         self._turns: dict[str, Turn] = {}
 
-    async def prompt(self, request: router.Prompt) -> None:
-        """Work on a prompt until it is answered; never raises but for cancellation."""
+    def prompt(self, request: router.Prompt) -> Coroutine[Any, Any, object]:
+        """Take a prompt at once, so that a cancel right behind it finds it; return the work on it,
+        which ends when it is answered. Raises `PunieError` when another session has its id."""
         waiter = (request.connection, request.id)
         meta = request.params.punie
         prompt_id = meta.prompt_id if meta.prompt_id is not None else uuid.uuid4().hex
         session_id = request.params.session_id
-        if running := self._turns.get(prompt_id):
-            await self._join(running, session_id, waiter)
-            return
+        if turn := self._turns.get(prompt_id):
+            if turn.session_id != session_id:
+                raise PunieError(_elsewhere(prompt_id))
+            turn.waiters.append(waiter)
+            if turn.phase is not Phase.ACCEPTING:
+                self._say_accepted(turn, [waiter])
+            return turn.ended.wait()
         turn = self._turns[prompt_id] = Turn(prompt_id, session_id, meta.model, request.raw)
         turn.waiters.append(waiter)
+        return self._see_through(turn)
+
+    async def resume(self, accepted: ops.AcceptedPrompt) -> None:
+        """Work on a prompt that an earlier daemon accepted and no worker has begun."""
+        params = Raw(accepted.body)
+        model = acp.params(params, acp.Prompt).punie.model
+        turn = Turn(accepted.id, accepted.session_id, model, params)
+        turn.become(Phase.WAITING)
+        self._turns[accepted.id] = turn
+        await self._see_through(turn)
+
+    async def _see_through(self, turn: Turn) -> None:
         try:
-            await self._run(turn)
-        except PunieError as error:
-            await self._fail(turn, error.error)
-        except Exception as error:  # noqa: BLE001 - a defect ends one prompt, and is logged
-            logs.get(prompt=prompt_id).exception("prompt.defect")
-            await self._fail(turn, Internal(message=f"defect: {error!r}", hint="see: punie logs"))
+            await self._run_or_fail(turn)
+            await turn.ended.wait()
         finally:
-            self._forget(turn)
+            if turn.preparation is not None:
+                turn.preparation.cancel()
+            turn.held.close()
 
     def of_session(self, session_id: str) -> Turn | None:
         """Return the turn that a worker runs for the session."""
@@ -129,9 +146,8 @@ class Turns:
 
     def spoil(self, session_id: str, error: WireError) -> None:
         """The running turn's updates cannot be kept: end it with that error."""
-        if (turn := self.of_session(session_id)) and turn.fault is None:
-            turn.fault = error
-            self._cancel(turn)
+        if turn := self.of_session(session_id):
+            self._spoil(turn, error)
 
     async def answered(self, turn: Turn, envelope: Envelope) -> None:
         """The worker answered: journal it, then answer everyone who waits."""
@@ -149,80 +165,99 @@ class Turns:
         """Its worker ended."""
         await self._end(turn, PromptState.INTERRUPTED, None, error_raw(error))
 
-    async def _join(self, turn: Turn, session_id: str, waiter: tuple[int, RpcId]) -> None:
-        if turn.session_id != session_id:
-            self._answer([waiter], None, error_raw(_elsewhere(turn.prompt_id)))
-            return
-        turn.waiters.append(waiter)
-        if turn.phase is not Phase.ACCEPTING:
-            self._say_accepted(turn, [waiter])
-        await turn.ended.wait()
+    async def _run_or_fail(self, turn: Turn) -> None:
+        try:
+            await self._run(turn)
+        except PunieError as error:
+            await self._fail(turn, error.error)
+        except Exception as error:  # noqa: BLE001 - a defect ends one prompt, and is logged
+            logs.get(prompt=turn.prompt_id).exception("prompt.defect")
+            await self._fail(turn, Internal(message=f"defect: {error!r}", hint="see: punie logs"))
 
     async def _run(self, turn: Turn) -> None:
         if not 0 < len(turn.prompt_id) <= MAX_PROMPT_ID:
             text = f"promptId must have 1 to {MAX_PROMPT_ID} characters"
             raise PunieError(InvalidRequest(message=text))
         session = await self._registry.session(turn.session_id)
-        known = await self._accept(turn, session)
-        if known is not None:
-            self._replay(turn, session, known)
+        if turn.phase is Phase.ACCEPTING and session.turns >= MAX_SESSION_TURNS:
+            text = f"session {session.id} has {session.turns} prompts under way already"
+            raise PunieError(Overloaded(message=text, hint="wait for one of them to end"))
+        turn.held.enter_context(session.counted())
+        if turn.phase is Phase.ACCEPTING and not await self._accept(turn, session):
             return
-        turn.become(Phase.WAITING)
-        logs.get(session=session.id, prompt=turn.prompt_id).info("prompt.accepted", ms=turn.ms)
-        self._say_accepted(turn, turn.waiters)
         if not turn.cancelled:
             turn.preparation = asyncio.create_task(self._prepare(turn, session))
             await asyncio.wait([turn.preparation])
+        if turn.fault is not None:
+            raise PunieError(turn.fault)
         if turn.cancelled or turn.preparation is None:
             await self._end_cancelled(turn, session)
         else:
-            await self._forward(turn, session, turn.preparation.result())
-        await turn.ended.wait()
+            self._forward(turn, session, turn.preparation.result())
 
-    async def _accept(self, turn: Turn, session: Session) -> ops.PromptRow | None:
-        if session.turns >= MAX_SESSION_TURNS:
-            text = f"session {session.id} has {session.turns} prompts under way already"
-            raise PunieError(Overloaded(message=text, hint="wait for one of them to end"))
-        turn.session = session
-        session.turns += 1
-        session.project.turns += 1
-        return await self._journal.run(
+    async def _accept(self, turn: Turn, session: Session) -> bool:
+        """Make it durable; return false when its id was known and it is answered."""
+        known = await self._journal.run(
             ops.accept_prompt,
             turn.prompt_id,
             session.id,
             bytes(turn.params),
             acp.title(turn.params),
         )
+        if known is not None:
+            self._replay(turn, known)
+            return False
+        turn.become(Phase.WAITING)
+        logs.get(session=session.id, prompt=turn.prompt_id).info("prompt.accepted", ms=turn.ms)
+        self._say_accepted(turn, turn.waiters)
+        return True
 
     async def _prepare(self, turn: Turn, session: Session) -> Worker[Pending]:
         await session.order.acquire()
-        turn.holds_order = True
-        await self._model.usable(
+        turn.held.callback(session.order.release)
+        await self._model.hold(
             turn.model, lambda text, done, total: self._progress(turn, text, done, total)
         )
+        turn.held.callback(self._model.release)
         if not self._workers.is_ready(session.project.worker_id):
             self._progress(turn, "starting worker", 0, 0)
         worker = await self._workers.place(session.project)
         if session.id not in worker.sessions:
             deltas = await self._journal.run(ops.deltas, session.id)
-            worker.open_session(session.id, session.project.id, deltas)
+            await worker.open_session(session.id, session.project.id, deltas)
+        await self._mark_running(turn)
         return worker
 
-    async def _forward(self, turn: Turn, session: Session, worker: Worker[Pending]) -> None:
-        await self._journal.submit(ops.mark_running, turn.prompt_id)
-        turn.worker = worker
-        turn.become(Phase.RUNNING)
+    async def _mark_running(self, turn: Turn) -> None:
+        # Not waited for: whatever the worker stores comes behind it in the journal. But a prompt
+        # that stays "accepted" there would run again after a restart, so it must not go on.
+        def check(marked: asyncio.Future[None]) -> None:
+            if fault := fault_of(marked):
+                self._spoil(turn, fault)
+
+        marked = await self._journal.submit(ops.mark_running, turn.prompt_id)
+        marked.add_done_callback(check)
+
+    def _forward(self, turn: Turn, session: Session, worker: Worker[Pending]) -> None:
+        # Nothing is awaited between the look at `cancelled` and RUNNING: no cancel gets lost.
         meta = PromptMeta(prompt_id=turn.prompt_id, queue_ms=turn.ms)
         params = acp.with_punie(turn.params, meta)
         turn.params = Raw(b"")  # up to 8 MB, and the journal has it
-        worker.request(session.id, acp.SESSION_PROMPT, params, turn)
+        turn.request_id = worker.request(session.id, acp.SESSION_PROMPT, params, turn)
+        turn.worker = worker
+        turn.become(Phase.RUNNING)
+
+    def _spoil(self, turn: Turn, error: WireError) -> None:
+        if turn.fault is None:
+            turn.fault = error
+            self._cancel(turn)
 
     def _cancel(self, turn: Turn) -> None:
         turn.cancelled = True
         if turn.phase is Phase.WAITING and turn.preparation is not None:
             turn.preparation.cancel()
         elif turn.phase is Phase.RUNNING and turn.worker is not None:
-            body = jsonrpc.notification(acp.SESSION_CANCEL, {"sessionId": turn.session_id})
+            body = jsonrpc.notification(acp.CANCEL_REQUEST, {"requestId": turn.request_id})
             turn.worker.tell(turn.session_id, body)
 
     async def _end_cancelled(self, turn: Turn, session: Session) -> None:
@@ -241,7 +276,7 @@ class Turns:
             return
         if turn.phase is Phase.ACCEPTING:
             turn.become(Phase.ENDED)
-            self._answer(turn.waiters, None, error_raw(error))
+            self._conclude(turn, None, error_raw(error))
             return
         await self._end(turn, PromptState.FAILED, None, error_raw(error))
 
@@ -255,12 +290,13 @@ class Turns:
         log = logs.get(session=turn.session_id, prompt=turn.prompt_id)
 
         def durable(stored: asyncio.Future[None]) -> None:
-            if not stored.cancelled() and (fault := stored.exception()):
-                log.error("prompt.not_stored", reason=str(fault))
-            log.info("prompt.done", state=state.value, stop_reason=reason, ms=turn.ms)
             self._outbox.deliver(self._routes.turn_ended(turn.session_id))
-            self._answer(turn.waiters, result, error)
-            turn.ended.set()
+            if fault := fault_of(stored):
+                log.error("prompt.not_stored", reason=fault.message)
+                self._conclude(turn, None, error_raw(fault))
+            else:
+                log.info("prompt.done", state=state.value, stop_reason=reason, ms=turn.ms)
+                self._conclude(turn, result, error)
 
         stored = await self._journal.submit(
             ops.finish_prompt,
@@ -272,21 +308,28 @@ class Turns:
         )
         stored.add_done_callback(durable)
 
-    def _replay(self, turn: Turn, session: Session, row: ops.PromptRow) -> None:
+    def _replay(self, turn: Turn, row: ops.PromptRow) -> None:
         turn.become(Phase.ENDED)
-        if row.session_id != session.id:
-            self._answer(turn.waiters, None, error_raw(_elsewhere(turn.prompt_id)))
+        if row.session_id != turn.session_id:
+            self._conclude(turn, None, error_raw(_elsewhere(turn.prompt_id)))
         elif row.state in ops.OPEN:
-            fault = Internal(message=f"prompt {turn.prompt_id} was lost while punie stopped")
-            self._answer(turn.waiters, None, error_raw(fault))
+            text = f"the outcome of prompt {turn.prompt_id} could not be stored"
+            fault = Internal(message=text, hint="send it again with another promptId")
+            self._conclude(turn, None, error_raw(fault))
         else:
             self._say_accepted(turn, turn.waiters)
             response, error = row.response, row.error
-            self._answer(
-                turn.waiters,
+            self._conclude(
+                turn,
                 Raw(response) if response is not None else None,
                 Raw(error) if error is not None else None,
             )
+
+    def _conclude(self, turn: Turn, result: Raw | None, error: Raw | None) -> None:
+        # Forgotten before it is answered: its id, sent again from now on, is the journal's matter.
+        del self._turns[turn.prompt_id]
+        self._answer(turn.waiters, result, error)
+        turn.ended.set()
 
     def _answer(
         self, waiters: list[tuple[int, RpcId]], result: Raw | None, error: Raw | None
@@ -315,17 +358,6 @@ class Turns:
         progress = Progress(session_id=turn.session_id, text=text, done=done, total=total)
         body = jsonrpc.notification(PROGRESS, progress)
         self._outbox.deliver([router.Send(connection, body) for connection in turn.connections])
-
-    def _forget(self, turn: Turn) -> None:
-        del self._turns[turn.prompt_id]
-        turn.ended.set()
-        if turn.preparation is not None:
-            turn.preparation.cancel()
-        if turn.session is not None:
-            turn.session.turns -= 1
-            turn.session.project.turns -= 1
-            if turn.holds_order:
-                turn.session.order.release()
 
 
 def _elsewhere(prompt_id: str) -> InvalidRequest:

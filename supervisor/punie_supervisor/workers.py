@@ -44,6 +44,9 @@ from punie_supervisor.registry import Project
 OPEN_TIMEOUT: Final = 30.0
 """Seconds a project half may take to start."""
 
+HISTORY_CHUNK: Final = 4 * 1024 * 1024
+"""Bytes of deltas in one frame, if there is more than one."""
+
 type FromWorker = AgentMessage | StoreDelta | EffectStarted | EffectFinished
 
 
@@ -67,12 +70,14 @@ class Worker[P]:
         except LinkClosed as error:
             raise PunieError(self.lost(error.reason)) from None
 
-    def request(self, session_id: str, method: str, params: Raw, pending: P) -> None:
-        """Send an ACP request; `pending` is taken out when the answer comes or the process ends."""
+    def request(self, session_id: str, method: str, params: Raw, pending: P) -> int:
+        """Send an ACP request and return its id; `pending` is taken out when the answer comes or
+        the process ends. Raises like `send`."""
         id = next(self._ids)
         body = jsonrpc.request(id, method, params)
         self.send(to_worker.ClientMessage(session_id=session_id, body=body))
         self.pending[id] = pending
+        return id
 
     def tell(self, session_id: str, body: bytes) -> None:
         """Send any other ACP message; dropped when the process is gone."""
@@ -104,12 +109,24 @@ class Worker[P]:
             text = f"project {project.root} did not open within {OPEN_TIMEOUT:g} s"
             raise PunieError(TimedOut(message=text, limit_s=OPEN_TIMEOUT)) from None
 
-    def open_session(self, session_id: str, project_id: str, deltas: list[bytes]) -> None:
-        """Make a session known there, with its conversation."""
-        self.send(
-            to_worker.OpenSession(session_id=session_id, project_id=project_id, deltas=deltas)
-        )
+    async def open_session(self, session_id: str, project_id: str, deltas: list[bytes]) -> None:
+        """Make a session known there, with its conversation; waits while the worker is slow to
+        take a long one. Raises `PunieError`; when it ends early the session is not open."""
+        short = sum(map(len, deltas)) <= HISTORY_CHUNK
+        first, chunks = (deltas, []) if short else ([], history_chunks(deltas))
         self.sessions[session_id] = project_id
+        try:
+            self.send(
+                to_worker.OpenSession(session_id=session_id, project_id=project_id, deltas=first)
+            )
+            for chunk in chunks:
+                history = to_worker.SessionHistory(session_id=session_id, deltas=chunk)
+                await self._child.link.send(history)
+        except LinkClosed as error:
+            raise PunieError(self.lost(error.reason)) from None
+        except BaseException:
+            self.close_session(session_id, "its history was not sent")
+            raise
 
     def close_session(self, session_id: str, reason: str) -> None:
         """Make it forget a session."""
@@ -155,6 +172,20 @@ class Worker[P]:
             process=self.id,
             pid=self.pid,
         )
+
+
+def history_chunks(deltas: list[bytes]) -> list[list[bytes]]:
+    """Cut a conversation into lists of at most `HISTORY_CHUNK` bytes; a longer delta, which came
+    in a frame of its own, is alone."""
+    chunks: list[list[bytes]] = []
+    room = 0
+    for delta in deltas:
+        if len(delta) > room or not chunks:
+            chunks.append([])
+            room = HISTORY_CHUNK
+        chunks[-1].append(delta)
+        room -= len(delta)
+    return chunks
 
 
 def _fail(future: asyncio.Future[None], error: PunieError) -> None:

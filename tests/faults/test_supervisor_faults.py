@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from punie_supervisor import journal_ops
 from tests.support.supervisor_rig import Client, Failed, alive, eventually, running
 
 
@@ -148,5 +150,27 @@ def test_children_get_an_allow_listed_environment(
                 environ = psutil.Process(pid).environ()
                 assert "secret" not in environ.values()
                 assert "PATH" in environ
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_journal_refuses_prompts_and_lets_the_daemon_stop(
+    punie_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def breaks(db: sqlite3.Connection, *_: object) -> None:
+        db.close()
+
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            session = await client.session(tmp_path)
+            waiting = await client.ask(session, "wait")
+            await client.until(lambda m: "waiting" in json.dumps(m))
+            monkeypatch.setattr(journal_ops, "accept_prompt", breaks)
+            for _ in range(2):
+                with pytest.raises(Failed, match="cannot store this"):
+                    await client.answer(session, "say a")
+            await client.send(method="$/cancel_request", params={"requestId": waiting})
+            with pytest.raises(Failed, match="cannot store this"):
+                await client.result(waiting)
 
     asyncio.run(scenario())

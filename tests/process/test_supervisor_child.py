@@ -2,19 +2,21 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
 from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_worker
-from punie_protocol.messages.common import Limits, Role
+from punie_protocol.messages.common import Limits
 from punie_supervisor.child import MAX_LINE, MAX_LINES, Child, Exit
 from punie_supervisor.child_spec import ChildSpec, Restart
-from punie_supervisor.keeper import Dialect, Keeper, KeeperState
+from punie_supervisor.keeper import SILENCE, Dialect, Keeper, KeeperState
 from tests.support.supervisor_rig import alive, eventually
 
 DIALECT = Dialect(
@@ -44,12 +46,17 @@ class Recorder:
     def __init__(self) -> None:
         self.exits: list[Exit] = []
         self.readies = 0
+        self.stall: asyncio.Event | None = None
+        self.stalled = asyncio.Event()
 
     def ready(self, child: Child) -> None:
         self.readies += 1
 
     async def message(self, child: Child, message: Any) -> None:
-        raise AssertionError(message)
+        if self.stall is None:
+            raise AssertionError(message)
+        self.stalled.set()
+        await self.stall.wait()
 
     async def down(self, child: Child, exit: Exit) -> None:
         self.exits.append(exit)
@@ -57,15 +64,16 @@ class Recorder:
 
 def keeper_of(code: str, **options: Any) -> tuple[Keeper, Recorder]:
     recorder = Recorder()
+    dialect = options.pop("dialect", DIALECT)
+    clock = options.pop("clock", time.monotonic)
     spec = ChildSpec(
         id="child",
-        role=Role.WORKER,
         command=(sys.executable, "-c", HELLO + code, "{fd}"),
         environment={},
         restart=options.pop("restart", Restart.TEMPORARY),
         **options,
     )
-    return Keeper(spec, DIALECT, recorder), recorder
+    return Keeper(spec, dialect, recorder, clock=clock), recorder
 
 
 def test_stop_is_bounded_and_takes_the_whole_group(tmp_path: Path):
@@ -118,7 +126,6 @@ def test_a_program_that_is_not_there_is_given_up():
     async def scenario() -> None:
         spec = ChildSpec(
             id="child",
-            role=Role.WORKER,
             command=("/no/such/program",),
             environment={},
             restart=Restart.PERMANENT,
@@ -185,5 +192,71 @@ def test_a_failed_child_comes_back(restart: Restart):
         assert keeper.restarts == 1
         await keeper.close("over")
         assert not alive(second.pid)
+
+    asyncio.run(scenario())
+
+
+def test_a_child_stopped_between_two_lives_ends_idle(monkeypatch: pytest.MonkeyPatch):
+    spawn, spawning, go_on = Child.spawn, asyncio.Event(), asyncio.Event()
+    lives: list[Child] = []
+
+    async def slow_spawn(*args: Any) -> Child:
+        if lives:
+            spawning.set()
+            await go_on.wait()
+        lives.append(await spawn(*args))
+        return lives[-1]
+
+    async def scenario() -> None:
+        monkeypatch.setattr(Child, "spawn", slow_spawn)
+        keeper, recorder = keeper_of("greet(); time.sleep(100)", restart=Restart.PERMANENT)
+        (await keeper.ready()).kill("once")
+        await spawning.wait()
+        stopping = asyncio.create_task(keeper.stop("enough"))
+        await eventually(lambda: keeper.state is KeeperState.STOPPING)
+        go_on.set()
+        await stopping
+        assert keeper.state is KeeperState.IDLE
+        assert recorder.readies == 1
+        assert len(lives) == 2
+        assert not [child for child in lives if alive(child.pid)]
+
+    asyncio.run(scenario())
+
+
+def test_a_child_whose_words_wait_for_us_does_not_count_as_silent(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("punie_supervisor.keeper.PING_EVERY", 0.01)
+    code = """
+from punie_protocol.messages.to_supervisor import ProjectReady
+greet()
+control.sendall(encode_frame(ProjectReady(project_id="p", activate_ms=1)))
+time.sleep(100)
+"""
+    now, nonces = [0.0], list[int]()
+
+    def ping(nonce: int) -> to_worker.Ping:
+        nonces.append(nonce)
+        return to_worker.Ping(nonce=nonce)
+
+    async def scenario() -> None:
+        keeper, recorder = keeper_of(
+            code, dialect=msgspec.structs.replace(DIALECT, ping=ping), clock=lambda: now[0]
+        )
+        recorder.stall = asyncio.Event()
+        child = await keeper.ready()
+        await recorder.stalled.wait()
+        now[0] = 10 * SILENCE
+        before = len(nonces)
+        await eventually(lambda: len(nonces) > before + 2)
+        assert alive(child.pid)
+        recorder.stall.set()
+        before = len(nonces)
+        await eventually(lambda: len(nonces) > before + 2)
+        assert keeper.state is KeeperState.READY
+        now[0] = 20 * SILENCE
+        await eventually(lambda: recorder.exits)
+        assert "no answer for" in recorder.exits[0].reason
 
     asyncio.run(scenario())

@@ -15,7 +15,14 @@ from typing import Any
 import psutil
 
 from punie_supervisor.paths import Paths
-from tests.support.supervisor_rig import Client, alive, eventually, paths_of
+from tests.support.supervisor_rig import (
+    Client,
+    alive,
+    eventually,
+    paths_of,
+    prompt_state,
+    running,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,7 +143,10 @@ def test_kill_9_ends_the_children_and_loses_no_accepted_prompt(punie_home: Path,
             session = await client.session(tmp_path)
             await client.answer(session, "say kept")
             await client.ask(session, "wait", promptId="p")
-            await client.until(lambda m: m.get("params", {}).get("promptId") == "p")
+            await client.until(lambda m: "waiting" in json.dumps(m))
+            for text in ("say one", "say two"):
+                await client.ask(session, text, promptId=text)
+                await client.until(lambda m: m.get("params", {}).get("promptId") == text)  # noqa: B023
             children = children_of(process)
             assert len(children) == 2
             process.kill()
@@ -149,12 +159,40 @@ def test_kill_9_ends_the_children_and_loses_no_accepted_prompt(punie_home: Path,
             again = await client.ask(session, "wait", promptId="p")
             answer = await client.until(lambda m: m.get("id") == again)
             assert answer["error"]["data"]["punie"]["type"] == "process_lost"
-            assert await client.said(session, "history") == "kept"
+            for text, said in (("say one", "one"), ("say two", "two")):
+                assert await client.said(session, text, promptId=text) == said
+            assert await client.said(session, "history") == "kept,one,two"
 
     with fake_daemon(punie_home) as process:
         session = asyncio.run(before(process))
     with fake_daemon(punie_home):
         asyncio.run(after(session))
+
+
+def test_a_prompt_that_waits_when_the_daemon_stops_runs_with_the_next(
+    punie_home: Path, tmp_path: Path
+):
+    paths = paths_of(punie_home)
+
+    async def before() -> str:
+        async with running(punie_home), Client.connect(paths) as client:
+            session = await client.session(tmp_path)
+            await client.ask(session, "wait")
+            await client.until(lambda m: "waiting" in json.dumps(m))
+            await client.ask(session, "say later", promptId="p")
+            await client.until(lambda m: m.get("params", {}).get("promptId") == "p")
+            return session
+
+    async def after(session: str) -> None:
+        async with running(punie_home):
+            await eventually(lambda: prompt_state(paths.journal, "p") == "done")
+            async with Client.connect(paths) as client:
+                assert await client.said(session, "say later", promptId="p") == "later"
+                assert await client.said(session, "history") == "later"
+
+    session = asyncio.run(before())
+    assert prompt_state(paths.journal, "p") == "accepted"
+    asyncio.run(after(session))
 
 
 def test_real_children_end_with_a_killed_daemon(punie_home: Path, tmp_path: Path):

@@ -6,9 +6,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import structlog
 
 from punie_protocol.limits import MAX_CLIENT_MESSAGE
-from tests.support.supervisor_rig import DEADLINE, Client, Failed, eventually, running
+from tests.support.supervisor_rig import (
+    DEADLINE,
+    Client,
+    Failed,
+    eventually,
+    prompt_state,
+    running,
+)
 
 
 def test_a_prompt_is_accepted_updated_and_answered_in_order(punie_home: Path, tmp_path: Path):
@@ -143,7 +151,7 @@ def test_a_question_nobody_answers_is_rejected(punie_home: Path, tmp_path: Path)
                 await client.ask(session, "ask", promptId="p")
                 await client.method("session/request_permission")
             async with Client.connect(paths) as late:
-                await eventually(lambda: _state(paths.journal, "p") == "done")
+                await eventually(lambda: prompt_state(paths.journal, "p") == "done")
                 said = json.loads(await late.said(session, "ask", promptId="p"))
                 assert said["error"]["data"]["punie"]["type"] == "timed_out"
 
@@ -314,10 +322,137 @@ def test_a_client_that_does_not_read_is_dropped_and_the_others_go_on(
     asyncio.run(scenario())
 
 
-def _state(journal: Path, prompt: str) -> str | None:
-    db = sqlite3.connect(journal)
-    try:
-        row = db.execute("SELECT state FROM prompts WHERE id = ?", (prompt,)).fetchone()
-        return row and row[0]
-    finally:
-        db.close()
+def test_a_cancel_right_behind_its_prompt_reaches_it(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            session = await client.session(tmp_path)
+            prompt = {"sessionId": session, "prompt": [{"type": "text", "text": "wait"}]}
+            by_session = {"method": "session/cancel", "params": {"sessionId": session}}
+            for id in range(6):
+                by_request = {"method": "$/cancel_request", "params": {"requestId": id}}
+                cancel = by_session if id % 2 else by_request
+                client.together(
+                    {"id": id, "method": "session/prompt", "params": prompt},
+                    cancel,
+                )
+                assert (await client.result(id))["stopReason"] == "cancelled"
+            assert not client.updates()
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_a_request_leaves_the_other_prompts_of_its_session(
+    punie_home: Path, tmp_path: Path
+):
+    async def scenario():
+        async with (
+            running(punie_home) as (_, paths),
+            Client.connect(paths) as one,
+            Client.connect(paths) as two,
+        ):
+            session = await one.session(tmp_path)
+            first = await one.ask(session, "wait")
+            await one.method("session/update")
+            second = await two.ask(session, "say second", promptId="second")
+            await two.method("_punie/accepted")
+            await one.send(method="$/cancel_request", params={"requestId": first})
+            assert (await one.result(first))["stopReason"] == "cancelled"
+            assert (await two.result(second))["stopReason"] == "end_turn"
+
+    asyncio.run(scenario())
+
+
+def test_a_switch_waits_for_the_turns_under_way_and_holds_back_later_ones(
+    punie_home: Path, tmp_path: Path
+):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            folders = [tmp_path / name for name in "abc"]
+            for folder in folders:
+                folder.mkdir()
+            busy, switching, later = [await client.session(folder) for folder in folders]
+
+            async def waits(session: str) -> None:
+                await client.until(
+                    lambda m: (
+                        m.get("params", {}).get("sessionId") == session
+                        and m["params"].get("text") == "waiting for 1 turn on model tiny"
+                    )
+                )
+
+            first = await client.ask(busy, "wait")
+            await client.method("session/update")
+            cancelled = await client.ask(switching, "say no", model="other")
+            await waits(switching)
+            behind = await client.ask(later, "say behind")
+            await waits(later)
+            await client.send(method="$/cancel_request", params={"requestId": cancelled})
+            assert (await client.result(cancelled))["stopReason"] == "cancelled"
+            assert (await client.result(behind))["stopReason"] == "end_turn"
+            client.seen.clear()
+            switch = await client.ask(switching, "say yes", model="other")
+            await waits(switching)
+            behind = await client.ask(later, "say behind")
+            await waits(later)
+            assert (await client.call("_punie/status"))["model"]["name"] == "tiny"
+            await client.send(method="$/cancel_request", params={"requestId": first})
+            assert (await client.result(first))["stopReason"] == "cancelled"
+            assert (await client.result(switch))["stopReason"] == "end_turn"
+            assert (await client.result(behind))["stopReason"] == "end_turn"
+            assert (await client.call("_punie/status"))["model"]["name"] == "other"
+
+    asyncio.run(scenario())
+
+
+def test_a_name_is_not_taken_for_a_loaded_folder_that_ends_in_it(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            session = await client.session(tmp_path)
+            await client.answer(session, "say a", model="/elsewhere/qwen")
+            assert (await client.call("_punie/status"))["model"]["folder"] == "/elsewhere/qwen"
+            await client.answer(session, "say b", model="qwen")
+            assert (await client.call("_punie/status"))["model"]["folder"] == "/models/qwen"
+
+    asyncio.run(scenario())
+
+
+def test_a_conversation_longer_than_a_frame_is_opened_whole(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            session = await client.session(tmp_path)
+            await client.answer(session, "fill 20 1000000")
+            await client.answer(session, "fill 2 9000000")
+            with pytest.raises(Failed, match="SIGKILL"):
+                await client.answer(session, "die")
+            weight = 20 * 1_000_000 + 2 * 9_000_000 + len("before death")
+            assert await client.said(session, "weigh") == f"23 {weight}"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("cwd", ["/a\0b", "relative", ""])
+def test_a_list_for_what_is_no_path_is_refused(punie_home: Path, cwd: str):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+            with pytest.raises(Failed, match="not an absolute path") as failed:
+                await client.call("session/list", cwd=cwd)
+            assert failed.value.punie["type"] == "invalid_request"
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_talks_nonsense_does_not_fill_the_log(punie_home: Path):
+    async def scenario():
+        async with running(punie_home) as (_, paths):
+            with structlog.testing.capture_logs() as lines:
+                async with Client.connect(paths) as client:
+                    for _ in range(1000):
+                        await client.send(method="session/fly")
+                    await client.call("_punie/status")
+                await eventually(lambda: [one for one in lines if "count" in one])
+        said = [line for line in lines if line["event"] == "message.ignored"]
+        more = [line["count"] for line in lines if line["event"] == "messages.ignored"]
+        assert len(said) + sum(more) == 1000
+        assert len(said) <= 10 * (len(more) + 1)
+
+    asyncio.run(scenario())

@@ -112,8 +112,12 @@ def test_a_prompt_goes_through_its_states_once(tmp_path: Path):
         known = await journal.run(ops.accept_prompt, "prompt-s", "s", b"other", "t")
         assert known == ops.PromptRow("s", PromptState.DONE, b"{}", None)
         assert await journal.run(ops.accept_prompt, "next", "s", b"{}", "t") is None
-        assert await journal.run(ops.interrupt_open_prompts, b"{}") == 1
-        assert await journal.run(ops.interrupt_open_prompts, b"{}") == 0
+        assert await journal.run(ops.accept_prompt, "last", "s", b"[]", "t") is None
+        await journal.run(ops.mark_running, "next")
+        assert await journal.run(ops.interrupt_running_prompts, b"{}") == 1
+        assert await journal.run(ops.interrupt_running_prompts, b"{}") == 0
+        waiting = await journal.run(ops.accepted_prompts)
+        assert waiting == [ops.AcceptedPrompt("last", "s", b"[]")]
 
     with_journal(tmp_path / "j.db", work)
 
@@ -140,6 +144,23 @@ def test_a_full_disk_refuses_and_later_goes_on(tmp_path: Path):
             await journal.run(ops.accept_prompt, "big", "s", b"x" * 100_000, "t")
         await journal.run(lambda db: db.execute("PRAGMA max_page_count = 100000").fetchone())
         assert await journal.run(ops.accept_prompt, "big", "s", b"x" * 100_000, "t") is None
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_a_connection_that_breaks_fails_everything_and_can_be_closed(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        batch = [
+            await journal.submit(ops.barrier),
+            await journal.submit(lambda db: db.close()),
+            await journal.submit(ops.barrier),
+        ]
+        for future in batch:
+            with pytest.raises(PunieError, match="cannot store this"):
+                await future
+        with pytest.raises(PunieError, match="cannot store this"):
+            await journal.run(ops.accept_prompt, "p", "s", b"{}", "t")
 
     with_journal(tmp_path / "j.db", work)
 

@@ -88,6 +88,18 @@ def test_any_bytes_from_a_client_are_answered_or_ignored(text: str | bytes):
         assert isinstance(instruction, router.Send | router.Ignored)
 
 
+def test_what_is_ignored_is_named_briefly():
+    routes, long = Router(), "x" * 100_000
+    for message in (
+        body(id=long, result={}),
+        body(method=long),
+        body(method="session/cancel", params={"sessionId": long}),
+    ):
+        [ignored] = routes.from_client(1, message)
+        assert isinstance(ignored, router.Ignored)
+        assert len(ignored.reason) < 300
+
+
 def test_requests_become_instructions():
     routes = Router()
     [prompt] = routes.from_client(
@@ -95,8 +107,8 @@ def test_requests_become_instructions():
     )
     assert isinstance(prompt, router.Prompt)
     assert (prompt.connection, prompt.id, prompt.params.session_id) == (3, "a", "s")
-    assert routes.from_client(3, body(id=1, method="_punie/status")) == [router.Report(3, 1)]
-    assert routes.from_client(3, body(id=1, method="_punie/shutdown")) == [router.ShutDown(3, 1)]
+    assert routes.from_client(3, body(id=1, method="_punie/status")) == [router.Report(1)]
+    assert routes.from_client(3, body(id=1, method="_punie/shutdown")) == [router.ShutDown(1)]
     assert routes.from_client(3, body(method="session/cancel", params={"sessionId": "s"})) == [
         router.CancelSession("s")
     ]
