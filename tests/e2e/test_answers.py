@@ -83,7 +83,7 @@ def test_grep_a_word(user: Punie, projects: Path, isolation: str, tree: str, wor
 @pytest.mark.parametrize(
     ("question", "word"),
     [
-        ("What is dependency injection?", "dependenc"),
+        ("What is dependency injection?", "injection"),
         ("What is the difference between an ORM and raw SQL?", "SQL"),
         ("What is a Protocol in Python typing?", "methods"),
         ("Hello", ""),
@@ -210,7 +210,15 @@ def test_jsonl_is_one_event_a_line(user: Punie, projects: Path) -> None:
     assert text.endswith(events[-1]["answer"])
 
 
-def test_standard_input_is_context(user: Punie, projects: Path) -> None:
+def test_a_question_from_standard_input(user: Punie, projects: Path) -> None:
     result = user.run("ask", "-C", projects / "json", "-", input="What is dependency injection?")
     assert result.returncode == 0, result.stderr
-    assert "dependenc" in result.stdout
+    assert "injection" in result.stdout
+
+
+def test_standard_input_is_context(user: Punie, projects: Path) -> None:
+    question = "How many Python files are there?"
+    pasted = "Context:\nparser = JSONDecoder()\n"
+    result = user.run("ask", "-C", projects / "json", question, input=pasted)
+    assert result.returncode == 0, result.stderr
+    assert len(trees.files(projects / "json", ".py")) in numbers(result.stdout), result.stdout
