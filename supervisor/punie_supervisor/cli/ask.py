@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import uuid
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -20,28 +18,18 @@ from punie_protocol.messages.common import Isolation
 from punie_supervisor.cli import output
 from punie_supervisor.cli.context import Deadline
 from punie_supervisor.cli.exit_codes import ExitCode, wire_exit_code
+from punie_supervisor.cli.printers import PRINTERS, Format
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import Client, check_version, connect
 from punie_supervisor.clients.errors import DaemonUnreachable
 from punie_supervisor.clients.turn import (
-    Event,
-    EventKind,
     PromptResult,
     TurnCollector,
-    TurnReport,
 )
 from punie_supervisor.paths import Paths
 
 CANCEL_PATIENCE = 3.0
 """How long a cancelled turn may take to say so before the client leaves, seconds."""
-
-
-class Format(StrEnum):
-    """How the answer is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-    JSONL = "jsonl"
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +97,7 @@ class _Turn:
         self._collector: TurnCollector | None = None
         self._cause: Cause | None = None
         self._denied = False
-        self._printer = _PRINTERS[question.format]()
+        self._printer = PRINTERS[question.format]()
 
     async def run(self) -> ExitCode:
         cancelled = asyncio.Event()
@@ -230,89 +218,6 @@ class _Turn:
         return None
 
 
-class _TextPrinter:
-    """The answer as it comes; what tools run is said on a terminal's stderr."""
-
-    def __init__(self) -> None:
-        self._open = False
-        self._any = False
-
-    def accepted(self, _accepted: punie.Accepted) -> None:
-        pass
-
-    def event(self, event: Event) -> None:
-        output.clear_progress()
-        match event.kind:
-            case EventKind.TEXT:
-                if event.new_block and self._any:
-                    _write("\n" if not self._open else "\n\n")
-                _write(event.text)
-                self._any = True
-                self._open = not event.text.endswith("\n")
-            case EventKind.TOOL_STARTED if event.tool is not None and sys.stderr.isatty():
-                output.progress(f"running {event.tool.name}")
-            case _:
-                pass
-
-    def finish(self, _report: TurnReport) -> None:
-        output.clear_progress()
-        if self._open:
-            _write("\n")
-
-
-class _JsonPrinter:
-    """One object at the end."""
-
-    def accepted(self, _accepted: punie.Accepted) -> None:
-        pass
-
-    def event(self, _event: Event) -> None:
-        pass
-
-    def finish(self, report: TurnReport) -> None:
-        output.clear_progress()
-        output.print_json(_for_machines(report))
-
-
-class _JsonlPrinter:
-    """Each event as it comes, the whole report last."""
-
-    def accepted(self, accepted: punie.Accepted) -> None:
-        output.print_json_line(
-            {
-                "type": "accepted",
-                "session_id": accepted.session_id,
-                "prompt_id": accepted.prompt_id,
-            }
-        )
-
-    def event(self, event: Event) -> None:
-        match event.kind:
-            case EventKind.TEXT | EventKind.THOUGHT:
-                output.print_json_line({"type": event.kind, "text": event.text})
-            case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED:
-                output.print_json_line({"type": event.kind} | msgspec.to_builtins(event.tool))
-            case EventKind.OTHER:
-                pass
-
-    def finish(self, report: TurnReport) -> None:
-        output.print_json_line({"type": "result"} | _for_machines(report))
-
-
-_PRINTERS: dict[Format, Callable[[], _TextPrinter | _JsonPrinter | _JsonlPrinter]] = {
-    Format.TEXT: _TextPrinter,
-    Format.JSON: _JsonPrinter,
-    Format.JSONL: _JsonlPrinter,
-}
-
-
-def _for_machines(report: TurnReport) -> dict[str, Any]:
-    fields = msgspec.to_builtins(report)
-    if report.error is None:
-        del fields["error"]
-    return fields
-
-
 async def _find_session(client: Client, question: Question) -> tuple[str, str]:
     """Return the id and the project's root of the session that `question` continues."""
     if question.session is not None:
@@ -349,11 +254,6 @@ def _no_session(message: str, what: str) -> PunieError:
     return PunieError(
         NotFound(message=message, hint="leave the option out to begin one", what=what)
     )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _leave(code: ExitCode) -> NoReturn:

@@ -68,9 +68,10 @@ def ask(
     """Ask a question about a project. Standard input, when piped, is added as context."""
     from punie_supervisor.cli import ask as command
     from punie_supervisor.cli.context import Deadline, read_context
+    from punie_supervisor.cli.printers import Format
 
     deadline = Deadline.starting_now(timeout)
-    if format not in list(command.Format):
+    if format not in list(Format):
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
         raise typer.BadParameter("--session and --last exclude each other")
@@ -89,7 +90,7 @@ def ask(
         isolation=isolation,
         session=session,
         last=last,
-        format=command.Format(format),
+        format=Format(format),
         deadline=deadline,
     )
     raise typer.Exit(command.ask(question))
