@@ -218,6 +218,20 @@ def test_cancel_request_takes_one_prompt_alone(tmp_path: Path, root: Path) -> No
     asyncio.run(main())
 
 
+def test_cancel_request_stops_the_turn_and_not_what_waits(tmp_path: Path, root: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, root, [SLOW, reply(Say("two"))]) as case:
+            first = await case.worker.start_prompt("one")
+            second = await case.worker.start_prompt("two", prompt_id="q2")
+            await case.worker.until(lambda: case.worker.updates["s1"])
+            await case.worker.notify("s1", "$/cancel_request", {"requestId": 99})
+            await case.worker.notify("s1", "$/cancel_request", {"requestId": 2})
+            reasons = [Turn(await one, []).result["stopReason"] for one in (first, second)]
+            assert reasons == ["cancelled", "end_turn"]
+
+    asyncio.run(main())
+
+
 def test_a_cancel_while_the_host_is_away_is_quick(tmp_path: Path, root: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, root, []) as case:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from punie_protocol import errors
+from punie_protocol import errors, jsonrpc
 from punie_protocol.client import ResultMeta
 from punie_protocol.messages.common import PromptStyle, Role, Usage
 from punie_protocol.messages.to_model_client import StopReason
@@ -119,6 +119,59 @@ def test_a_conversation_goes_on_in_another_worker(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_conversation_comes_in_several_messages(tmp_path: Path) -> None:
+    async def main() -> None:
+        root = project(tmp_path)
+        async with running(tmp_path, root, [reply(LIST), reply(Say("two"))]) as case:
+            await case.worker.prompt("how many?")
+            first, *more = case.worker.deltas["s1"]
+            async with WorkerHarness(case.host.path) as second:
+                await second.open_project(root)
+                await second.open_session(deltas=[first])
+                for delta in more:
+                    await second.send_history([delta])
+                case.host.script = [reply(Say("a.txt"))]
+                assert (await second.prompt("the first?", prompt_id="q2")).text() == "a.txt"
+                assert len(second.deltas["s1"]) == 4
+            messages = case.host.requests[-1].messages
+            assert messages[0] == UserMessage(text="how many?")
+            assert messages[3] == AssistantMessage(text="two")
+
+    asyncio.run(main())
+
+
+def test_a_history_that_cannot_be_read_closes_its_session_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, project(tmp_path), [reply(Say("fine"))]) as case:
+            await case.worker.send_history([b"{"])
+            turn = await case.worker.prompt("hello")
+            assert isinstance(turn.wire_error, errors.Internal)
+            await case.worker.new_session("s2")
+            assert (await case.worker.prompt("hello", "s2")).text() == "fine"
+
+    asyncio.run(main())
+
+
+def test_a_conversation_over_the_frame_limit_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        root = project(tmp_path)
+        script = [reply(Say("one")), reply(Say("two")), reply(Say("three"))]
+        wide = model_info(window=4_000_000)
+        async with running(tmp_path, root, script, model=wide) as case:
+            text = "\N{SNOWMAN}" * 2_000_000
+            turns = [await case.worker.prompt(text, prompt_id=f"q{n}") for n in range(3)]
+            assert [turn.text() for turn in turns] == ["one", "two", "three"]
+            sent = case.host.requests[-1].messages
+            assert sent == [
+                UserMessage(text=text),
+                AssistantMessage(text="two"),
+                UserMessage(text=text),
+            ]
+            assert "earlier conversation left out" in turns[2].text("agent_thought_chunk")
+
+    asyncio.run(main())
+
+
 def test_a_step_is_repeated_when_the_host_dies(tmp_path: Path) -> None:
     async def main() -> None:
         script = [
@@ -165,6 +218,11 @@ def test_a_failed_step_fails_the_turn_and_leaves_no_trace(tmp_path: Path) -> Non
             turn = await case.worker.prompt("hello")
             assert turn.wire_error == errors.ModelFault(message="not a number")
             assert turn.error.code == -32050
+            assert isinstance(turn.error.data, jsonrpc.RpcErrorData)
+            assert isinstance(turn.error.data.meta, msgspec.Raw)
+            measured = msgspec.json.decode(turn.error.data.meta, type=ResultMeta)
+            assert (measured.prompt_id, measured.model) == ("q1", "scripted")
+            assert measured.timings_ms.total > 0
             assert case.worker.deltas["s1"] == []
             assert (await case.worker.prompt("again", prompt_id="q2")).text() == "fine"
             assert case.host.requests[-1].messages == [UserMessage(text="again")]

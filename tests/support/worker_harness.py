@@ -43,6 +43,7 @@ from punie_protocol.messages.to_worker import (
     OpenProject,
     OpenSession,
     Ping,
+    SessionHistory,
     Stop,
     Stored,
     Welcome,
@@ -192,6 +193,11 @@ class WorkerHarness:
     async def close_session(self, session_id: str) -> None:
         """Close a session; there is no answer."""
         await self.link.send(CloseSession(session_id=session_id, reason="test"))
+
+    async def send_history(self, deltas: list[bytes], session_id: str = "s1") -> None:
+        """Send more of the conversation of the session just opened."""
+        self.deltas[session_id] += deltas
+        await self.link.send(SessionHistory(session_id=session_id, deltas=deltas))
 
     async def send_raw(self, session_id: str, body: bytes) -> None:
         """Send a client's bytes."""

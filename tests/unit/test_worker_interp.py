@@ -4,6 +4,7 @@ import asyncio
 import marshal
 import os
 import string
+from collections.abc import Iterator
 from concurrent import interpreters
 from pathlib import Path
 
@@ -14,12 +15,21 @@ from hypothesis import strategies as st
 from punie_protocol import interp_codec
 from punie_protocol.errors import Internal, Overloaded, PunieError, TimedOut, ToolFailed
 from punie_protocol.limits import MAX_READ_FILE
-from punie_workers.interp import files, wire
+from punie_protocol.tools import ListFiles
+from punie_workers import project_half
+from punie_workers.halves import MAX_ABANDONED, Abandoned, Halves
+from punie_workers.interp import files, ripgrep, wire
 from punie_workers.interp.failures import Failure, Kind
-from punie_workers.interp.globs import Glob, expand_braces
+from punie_workers.interp.globs import Globs, expand_braces
 from punie_workers.interp.ignore import Ignore
 from punie_workers.interp.paths import Root
 from punie_workers.project_half import MAX_WAITING, HalfState, ProjectHalf
+from punie_workers.tools import ReadTools
+
+NOTHING = interp_codec.encode_request(
+    "list_files", {"output": b"", "prefix": "", "pattern": "*", "limit": 1, "complete": True}
+)
+"""A request that is answered at once."""
 
 NAMES = st.sampled_from(["a", "b", "c", ".", "..", "link", "out", "", "é", "x" * 300])
 PATHS = st.lists(NAMES, min_size=1, max_size=8).map("/".join) | st.text(max_size=30)
@@ -161,17 +171,17 @@ def test_a_root_of_everything_holds_absolute_paths(tmp_path: Path) -> None:
     ],
 )
 def test_globs(pattern: str, path: str, matches: bool) -> None:
-    assert Glob(pattern).matches(path) is matches
+    assert Globs([pattern]).matches(path) is matches
 
 
 @given(st.text(string.ascii_letters + "*?[]{},/\\!-.", max_size=40), st.text(max_size=40))
 def test_no_glob_breaks(pattern: str, path: str) -> None:
-    assert Glob(pattern or "*").matches(path) in (True, False)
+    assert Globs([pattern or "*"]).matches(path) in (True, False)
 
 
 def test_globs_are_linear_and_bounded() -> None:
-    assert not Glob("*a" * 40 + "b").matches("a" * 250)
-    assert not Glob("**/a/" * 40 + "b").matches("a/" * 200 + "c")
+    assert not Globs(["*a" * 40 + "b"]).matches("a" * 250)
+    assert not Globs(["**/a/" * 40 + "b"]).matches("a/" * 200 + "c")
     with pytest.raises(Failure) as failed:
         expand_braces("{a,b}" * 12)
     assert failed.value.kind is Kind.INVALID_PATTERN
@@ -184,21 +194,133 @@ def test_ignore_rules() -> None:
     assert [path for path in hidden + shown if rules.hides(path)] == hidden
 
 
+def test_rules_that_take_each_other_back_go_by_the_last() -> None:
+    rules = Ignore("!a.x\n*.x\n!b*\n/top/*.x\n!top/k?\nbc.x/\n")
+    hidden = ["a.x", "top/b.x", "top/c.x", "bc.x/y"]
+    shown = ["b.x", "d/b.x", "top/kx", "bc.x"]
+    assert [path for path in hidden + shown if rules.hides(path)] == hidden
+
+
+@pytest.mark.parametrize("rule", ["x{}*y", "/a/b/*x{}.?", "**/b/x{}", "!x{}"])
+def test_many_rules_on_many_files_are_one_match_a_path(rule: str) -> None:
+    """Rule by rule, this takes longer than a test may."""
+    rules = Ignore("\n".join(rule.replace("{}", str(n)) for n in range(4000)) + "\n*.hidden\n")
+    paths = [f"a/b/c/d/e/f{n}.txt" for n in range(4000)]
+    assert not any(map(rules.hides, paths))
+    assert rules.hides("a/b/x.hidden")
+
+
+def test_a_match_is_of_the_file_that_has_it(tmp_path: Path) -> None:
+    """A newline in a name ends no record; a name that is not UTF-8 is counted and left out."""
+    warning = (
+        b"./bin: WARNING: stopped searching binary file after match "
+        b'(found "\\0" byte around offset 7)\n'
+    )
+    output = (
+        b"./a\nb.py\x001:needle\n./bin\x003:needle\n"
+        + warning
+        + b"./c.py\x0012:x: needle\r\n./n\xff.py\x001:needle\n./cut.py\x001:nee"
+    )
+    root = Root(str(tmp_path))
+    found = ripgrep.search(root, output, "", "*", 9, True)
+    assert [(one["file"], one["line"], one["text"]) for one in found["matches"]] == [
+        ("a\nb.py", 1, "needle"),
+        ("bin", 3, "needle"),
+        ("c.py", 12, "x: needle"),
+    ]
+    assert (found["match_count"], found["truncated"]) == (4, True)
+    root.close()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Interpreters that burn time for the path ``burn time`` until the file that this is exists."""
+    release = tmp_path / "release"
+    bootstrap = project_half._bootstrap() + (
+        "import os\n"
+        "entry = punie_workers.interp.entry\n"
+        "entry.really = entry.handle\n"
+        "def handle(request):\n"
+        f"    while b'burn time' in request and not os.path.exists({str(release)!r}): pass\n"
+        "    return entry.really(request)\n"
+        "entry.handle = handle\n"
+    )
+    monkeypatch.setattr(project_half, "_bootstrap", lambda: bootstrap)
+    yield release
+    release.touch()
+
+
+HANG = interp_codec.encode_request(
+    "read_file", {"path": "burn time", "start_line": 1, "max_lines": 1}
+)
+
+
+def test_a_hanging_interpreter_is_replaced_until_it_is_too_often(
+    tmp_path: Path, hanging: Path
+) -> None:
+    left: list[int] = []
+
+    async def main() -> None:
+        halves = Halves(str(tmp_path), Abandoned(lambda: left.append(1)))
+        await halves.start()
+        for _ in range(MAX_ABANDONED + 1):
+            assert (await halves.call(NOTHING, dict))["count"] == 0
+            with pytest.raises(PunieError) as late:
+                await halves.call(HANG, dict, deadline=0.05)
+            assert isinstance(late.value.error, TimedOut)
+        assert left == []
+        with pytest.raises(PunieError, match="it ends"):
+            await halves.call(NOTHING, dict)
+        assert left == [1]
+        halves.stop()
+
+    asyncio.run(main())
+
+
+def descriptors() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_a_folder_opened_for_nobody_is_closed(tmp_path: Path, hanging: Path) -> None:
+    """Cancelled while its interpreter is busy, a listing leaves no descriptor behind."""
+
+    async def main() -> None:
+        halves = Halves(str(tmp_path), Abandoned(lambda: None))
+        await halves.start()
+        tools = ReadTools(halves)
+        busy = asyncio.create_task(halves.call(HANG, dict))
+        calls = [asyncio.create_task(tools.run(ListFiles())) for _ in range(8)]
+        await asyncio.sleep(0)
+        before = descriptors()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        os.close(os.open(hanging, os.O_CREAT))
+        with pytest.raises(PunieError):
+            await busy
+        async with asyncio.timeout(5):
+            await halves.call(NOTHING, dict)  # the folders were opened before it
+            while descriptors() > before:  # noqa: ASYNC110 (no event to wait for)
+                await asyncio.sleep(0.005)
+        halves.stop()
+
+    asyncio.run(main())
+
+
 def test_a_half_past_its_deadline_is_quarantined(tmp_path: Path) -> None:
     async def main() -> None:
         half = ProjectHalf(str(tmp_path))
         await half.start()
-        request = interp_codec.encode_request("statistics", {})
-        assert (await half.call(request, dict))["modules"] > 0
+        assert await half.call(NOTHING, dict) == {"count": 0, "truncated": False, "files": []}
         with pytest.raises(PunieError) as late:
-            await half.call(request, dict, deadline=0)
+            await half.call(NOTHING, dict, deadline=0)
         assert isinstance(late.value.error, TimedOut)
         with pytest.raises(PunieError, match="quarantined"):
-            await half.call(request, dict)
-        assert half.statistics().state is HalfState.QUARANTINED
+            await half.call(NOTHING, dict)
+        assert half.state is HalfState.QUARANTINED
         half.stop()
         with pytest.raises(PunieError, match="stopped"):
-            await half.call(request, dict)
+            await half.call(NOTHING, dict)
         await asyncio.to_thread(half.join, 5.0)
 
     asyncio.run(main())
@@ -208,12 +330,10 @@ def test_calls_that_wait_are_bounded(tmp_path: Path) -> None:
     async def main() -> None:
         half = ProjectHalf(str(tmp_path))
         await half.start()
-        request = interp_codec.encode_request("statistics", {})
-        calls = [half.call(request, dict) for _ in range(MAX_WAITING + 1)]
+        calls = [half.call(NOTHING, dict) for _ in range(MAX_WAITING + 1)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         refused = [one for one in results if isinstance(one, PunieError)]
         assert [type(one.error) for one in refused] == [Overloaded]
-        assert half.statistics().calls == MAX_WAITING + 1
         half.stop()
         await asyncio.to_thread(half.join, 5.0)
 

@@ -1,5 +1,8 @@
 """The worker's pure rules: coalescing, what is sent of a history, prompts, error lines."""
 
+from typing import Any
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,11 +16,19 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from punie_protocol.errors import ContextOverflow, InvalidRequest, ToolFailed
-from punie_workers.chat import fitting_start, to_chat, turn_starts
+from punie_protocol.errors import InvalidRequest, ToolFailed
+from punie_protocol.tools import (
+    ExecuteCode,
+    ListFilesResult,
+    Match,
+    ReadFileResult,
+    SearchResult,
+)
+from punie_workers.chat import fitting_start, start_within, to_chat, turn_starts
 from punie_workers.coalescer import DELAY, FIRST_DELAY, SIZE, Block, BlockKind, Chunk, Coalescer
 from punie_workers.code_errors import error_text
 from punie_workers.conversation import INTERRUPTED, dangling_answers
+from punie_workers.display import LIMIT, shown
 from punie_workers.prompts import system_prompt, tool_schemas
 from punie_workers.updates import title
 
@@ -96,18 +107,53 @@ def test_turns_begin_at_prompts() -> None:
     ]
 
 
-def overflow(tokens: int) -> ContextOverflow:
-    return ContextOverflow(message="too long", tokens=tokens, limit=1000)
-
-
 def test_whole_turns_are_left_out_until_it_may_fit() -> None:
     history = [message for n in range(10) for message in turn(f"{n}" * 100, "x" * 100)]
-    assert fitting_start(history, 0, overflow(1001)) == 2
-    assert fitting_start(history, 2, overflow(1001)) == 4
-    assert fitting_start(history, 0, overflow(2000)) == 10
-    assert fitting_start(history, 0, overflow(10**9)) == 18
-    assert fitting_start(history, 18, overflow(1001)) is None
-    assert fitting_start(turn("a", "b"), 0, overflow(1001)) is None
+    assert fitting_start(history, 0, 1000, 1001) == 2
+    assert fitting_start(history, 2, 1000, 1001) == 4
+    assert fitting_start(history, 0, 1000, 2000) == 10
+    assert fitting_start(history, 0, 1000, 10**9) == 18
+    assert fitting_start(history, 18, 1000, 1001) is None
+    assert fitting_start(turn("a", "b"), 0, 1000, 1001) is None
+
+
+def test_what_can_never_fit_is_not_tried() -> None:
+    history = [message for n in range(10) for message in turn(f"{n}" * 1000, "x" * 1000)]
+    assert start_within(history, 100_000) == 0
+    assert start_within(history, 5000) == 16
+    assert start_within(history, 10) == 18
+    assert start_within([], 10) == 0
+
+
+def test_what_is_shown_is_cut_and_says_so() -> None:
+    files = [f"src/package/module_{n}.py" for n in range(200)]
+    listing = ListFilesResult(count=200, truncated=False, files=files)
+    assert shown(listing) == msgspec.to_builtins(listing)
+    read = ReadFileResult(
+        text="\x00" * 2_000_000, start_line=1, end_line=1, total_lines=1, truncated=False
+    )
+    cut = shown(read)
+    assert cut["_cut"] > 11_000_000
+    assert msgspec.convert(cut, ReadFileResult).text.startswith("\x00" * 64)
+    matches = [Match(file="f" * 4000, line=n, text="t" * 500) for n in range(10_000)]
+    found = shown(SearchResult(match_count=10_000, truncated=False, matches=matches))
+    assert msgspec.convert(found, SearchResult).matches[0].line == 0
+    code = shown(ExecuteCode(code="x" * 200_000))
+    assert set(code) == {"code", "_cut"}
+    assert shown({"half": "\ud800"}) == {"half": "?"}
+    for value in (cut, found, code):
+        assert len(msgspec.json.encode(value)) <= LIMIT
+
+
+@given(
+    st.recursive(
+        st.text(max_size=300) | st.integers(0, 9),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=300,
+    )
+)
+def test_whatever_a_model_passes_can_be_shown(value: Any) -> None:
+    assert len(msgspec.json.encode(shown({"value": [value] * 50}))) <= LIMIT
 
 
 def test_open_tool_calls_are_answered() -> None:

@@ -19,12 +19,15 @@ from punie_protocol.client import PromptMeta
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Envelope, RpcId
 from punie_workers.session import Prompt, Session
-from punie_workers.updates import Send, dump
+from punie_workers.updates import dump
 
 _log = logging.getLogger(__name__)
 
 type Find = Callable[[str], Session]
 """Returns an open session. Raises `PunieError`."""
+
+type Send = Callable[[bytes], None]
+"""Sends one ACP message of the session to its clients, in order, without waiting."""
 
 _PARSE_ERROR_ID: Final = None
 
@@ -63,7 +66,7 @@ class AcpAdapter:
                     request = _params(schema.PromptRequest, envelope)
                     self._find(request.session_id).submit(_prompt(id, request, received))
                 case _:
-                    error = InvalidRequest(message=f"method {method!r} is not known")
+                    error = InvalidRequest(message=f"method {method[:100]!r} is not known")
                     send(jsonrpc.failure(id, error, code=METHOD_NOT_FOUND))
         except _InvalidParams as error:
             send(jsonrpc.failure(id, error.error, code=INVALID_PARAMS))

@@ -1,7 +1,9 @@
 """From pydantic-ai's history to the messages that the model host takes, and which part of it."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 from pydantic_ai.messages import (
@@ -16,8 +18,10 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from punie_protocol.errors import ContextOverflow, Internal, PunieError
+from punie_protocol.errors import Internal, PunieError
 from punie_protocol.messages import to_model_host as wire
+
+_FRAME_SIZE: Final = 32
 
 
 def to_chat(messages: Sequence[ModelMessage], system: str = "") -> list[wire.AnyChatMessage]:
@@ -82,20 +86,44 @@ def _has_prompt(message: ModelMessage) -> bool:
     return any(isinstance(part, UserPromptPart) for part in parts)
 
 
+def start_within(messages: Sequence[ModelMessage], characters: int) -> int:
+    """Return the first start, 0 or a whole turn, from which `messages` have so many characters at
+    most; the last turn's when even that one has more."""
+    starts = [0, *(begin for begin in turn_starts(messages) if begin)]
+    left = _sizes_from(messages)
+    return next((begin for begin in starts if left[begin] <= characters), starts[-1])
+
+
 def fitting_start(
-    messages: Sequence[ModelMessage], start: int, error: ContextOverflow
+    messages: Sequence[ModelMessage], start: int, limit: int, actual: int
 ) -> int | None:
-    """Return a later start, at a whole turn, from which `messages` may fit; ``None`` when only
-    the last turn is left. Tokens are guessed from sizes: the host has the last word."""
+    """Return a later start, at a whole turn, from which `messages` may fit, as they were `actual`
+    of `limit` long from `start`; ``None`` when only the last turn is left. Length is guessed from
+    characters: who refused has the last word."""
     later = [begin for begin in turn_starts(messages) if begin > start]
     if not later:
         return None
-    sizes = [_size(message) for message in messages]
-    allowed = error.limit * sum(sizes[start:])
-    fits = (begin for begin in later if sum(sizes[begin:]) * error.tokens <= allowed)
-    return next(fits, later[-1])
+    left = _sizes_from(messages)
+    return next((at for at in later if left[at] * actual <= limit * left[start]), later[-1])
+
+
+def _sizes_from(messages: Sequence[ModelMessage]) -> list[int]:
+    """Return for each message the characters from it to the end."""
+    sizes = itertools.accumulate(_size(message) for message in reversed(messages))
+    return [*reversed(list(sizes)), 0]
 
 
 def _size(message: ModelMessage) -> int:
-    chat = to_chat([message])
-    return len(msgspec.msgpack.encode(chat))
+    """Return the characters of a message, and a little for its frame; nothing is copied."""
+    texts = (
+        len(value)
+        for one in to_chat([message])
+        for value in (*msgspec.structs.astuple(one), *_arguments(one))
+        if isinstance(value, str)
+    )
+    return _FRAME_SIZE + sum(texts)
+
+
+def _arguments(message: wire.AnyChatMessage) -> list[str]:
+    calls = message.tool_calls if isinstance(message, wire.AssistantMessage) else []
+    return [call.arguments for call in calls]

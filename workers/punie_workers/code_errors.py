@@ -75,4 +75,5 @@ def _failed(kind: str, message: str) -> PunieError:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MAX_TEXT]
+    """Half a surrogate pair, as in a path a model made up, is no text for the wire."""
+    return " ".join(text[: 4 * _MAX_TEXT].encode("utf-8", "replace").decode().split())[:_MAX_TEXT]

@@ -11,7 +11,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 
-from punie_protocol.errors import Internal, PunieError
+from punie_protocol.errors import Internal, MessageTooLarge, PunieError
 
 INTERRUPTED = "error: interrupted: the call was stopped, its outcome is unknown"
 
@@ -22,14 +22,18 @@ type Store = Callable[[str, int, bytes], Awaitable[None]]
 class Conversation:
     """Messages so far, and the ordinal of the next delta. Used by one task at a time."""
 
-    def __init__(self, store: Store, deltas: Sequence[bytes] = ()) -> None:
+    def __init__(self, store: Store) -> None:
         self.messages: list[ModelMessage] = []
         self._store = store
-        self._ordinal = len(deltas)
+        self._ordinal = 0
         self._broken: PunieError | None = None
         self._appending: asyncio.Task[None] | None = None
+
+    def restore(self, deltas: Sequence[bytes]) -> None:
+        """Take what was stored before, in order. Raises `PunieError` when it cannot be read."""
         for delta in deltas:
             self.messages.extend(_decode(delta))
+            self._ordinal += 1
 
     async def append(self, prompt_id: str, messages: Sequence[ModelMessage]) -> None:
         """Make `messages` durable, then part of the history. Raises `PunieError` when they could
@@ -50,6 +54,8 @@ class Conversation:
         try:
             data = ModelMessagesTypeAdapter.dump_json(list(messages))
             await self._store(prompt_id, self._ordinal, data)
+        except MessageTooLarge:
+            raise  # nothing of it was sent: the history is what it was
         except PunieError as error:
             self._broken = error
             raise

@@ -4,17 +4,20 @@ import ctypes
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from punie_workers import children
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 
+WORN_OUT: Final = 3
+"""Exit status of a worker that lost too many interpreters to go on."""
+
 
 def end_with_parent() -> None:
     """On Linux, have the kernel end this process when its parent dies. Exits at once when that
-    had happened before the call."""
+    happens during the call; a parent that was gone before it shows as the end of the link."""
     if sys.platform != "linux":
         return
     parent = os.getppid()

@@ -19,7 +19,14 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
-from punie_protocol.errors import ContextOverflow, PunieError, RemoteError
+from punie_protocol.errors import (
+    ContextOverflow,
+    MessageTooLarge,
+    PunieError,
+    RemoteError,
+    TooLarge,
+)
+from punie_protocol.limits import MAX_FRAME
 from punie_protocol.messages.common import ModelInfo, Priority, PromptStyle, Usage
 from punie_protocol.messages.to_model_client import (
     Finished,
@@ -30,11 +37,14 @@ from punie_protocol.messages.to_model_client import (
     ToolCall,
 )
 from punie_protocol.messages.to_model_host import Generate
-from punie_workers.chat import fitting_start, to_chat
+from punie_workers.chat import fitting_start, start_within, to_chat
 from punie_workers.model_client import Generation, ModelClient, StepEvent
 from punie_workers.prompts import system_prompt, tool_schemas
 
 LEFT_OUT = "earlier conversation left out to fit the model's context window"
+
+_CHARACTERS_PER_TOKEN = 8
+"""More than any text has: what is over this times the window need not be tried."""
 
 
 class ModelTotals(msgspec.Struct):
@@ -135,28 +145,39 @@ class PunieModel(Model):
             generation.cancel()
 
     async def _generate(self, messages: list[ModelMessage]) -> Generation:
+        characters = min(MAX_FRAME, self.info.context_window * _CHARACTERS_PER_TOKEN)
+        self._move(max(self._start, start_within(messages, characters)))
         while True:
-            generation = await self._client.generate(self._request(messages[self._start :]))
             try:
-                await generation.peek()
-            except RemoteError as error:
+                return await self._ask(messages[self._start :])
+            except (RemoteError, MessageTooLarge) as error:
                 self._leave_out(messages, error)
-            except BaseException:
-                generation.cancel()
-                raise
-            else:
-                return generation
 
-    def _leave_out(self, messages: list[ModelMessage], error: RemoteError) -> None:
+    async def _ask(self, messages: list[ModelMessage]) -> Generation:
+        """Return an answer that has begun."""
+        generation = await self._client.generate(self._request(messages))
+        try:
+            await generation.peek()
+        except BaseException:
+            generation.cancel()
+            raise
+        return generation
+
+    def _leave_out(self, messages: list[ModelMessage], error: PunieError) -> None:
         """Move the start to a later turn, or raise `error` again."""
-        later = None
-        if isinstance(error.error, ContextOverflow):
-            later = fitting_start(messages, self._start, error.error)
+        match error.error:
+            case ContextOverflow(tokens=actual, limit=limit) | TooLarge(actual=actual, limit=limit):
+                later = fitting_start(messages, self._start, limit, actual)
+            case _:
+                later = None
         if later is None:
             raise error
-        if self._start == 0:
+        self._move(later)
+
+    def _move(self, start: int) -> None:
+        if self._start == 0 < start:
             self._notice(LEFT_OUT)
-        self._start = later
+        self._start = start
 
     def _request(self, messages: list[ModelMessage]) -> Generate:
         told = self.info.prompt_style is PromptStyle.TOOLS

@@ -9,39 +9,39 @@ from typing import Self
 from punie_protocol.errors import NotFound, PunieError
 from punie_protocol.messages.common import Isolation
 from punie_protocol.messages.to_worker import OpenProject
-from punie_workers.project_half import ProjectHalf
+from punie_workers.halves import Abandoned, Halves
 from punie_workers.tools import ReadTools
 
 
 class Project:
     """Owns the project half until `close`."""
 
-    def __init__(self, wanted: OpenProject, half: ProjectHalf) -> None:
+    def __init__(self, wanted: OpenProject, halves: Halves) -> None:
         self.project_id = wanted.project_id
         self.client_id = wanted.client_id
         self.isolation: Isolation = wanted.isolation
         self.name = Path(wanted.root).name
-        self.tools = ReadTools(half)
+        self.tools = ReadTools(halves)
         self.activate_ms = 0.0
-        self._half = half
+        self._halves = halves
 
     @classmethod
-    async def open(cls, wanted: OpenProject) -> Self:
+    async def open(cls, wanted: OpenProject, abandoned: Abandoned) -> Self:
         """Start the interpreter. Raises `PunieError` when the root is no folder or it fails."""
         started = time.perf_counter()
         if not await asyncio.to_thread(os.path.isdir, wanted.root):
             message = f"the project folder {wanted.root} does not exist"
             raise PunieError(NotFound(message=message, what="project"))
-        half = ProjectHalf(wanted.root)
+        halves = Halves(wanted.root, abandoned)
         try:
-            await half.start()
+            await halves.start()
         except BaseException:
-            half.stop()
+            halves.stop()
             raise
-        project = cls(wanted, half)
+        project = cls(wanted, halves)
         project.activate_ms = (time.perf_counter() - started) * 1000
         return project
 
     def close(self) -> None:
         """End the interpreter; does not wait."""
-        self._half.stop()
+        self._halves.stop()

@@ -4,13 +4,12 @@ A project half is an own-GIL interpreter that runs `punie_workers.interp`. It is
 thread of its own (a call from the process's main thread costs 140-310 us instead of 10), with
 `Interpreter.call` of a stateless function (10 us; `exec` would compile each time), and wakes the
 loop through its self-pipe. An interpreter cannot be stopped from outside: past its deadline the
-half is quarantined, its thread abandoned.
+half is quarantined, its thread abandoned, and `Halves` opens another one.
 """
 
 import asyncio
 import queue
 import threading
-import time
 from concurrent import interpreters
 from enum import StrEnum
 from pathlib import Path
@@ -43,16 +42,6 @@ _NEXT: Final[dict[HalfState, frozenset[HalfState]]] = {
 }
 
 
-class HalfStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """`busy_s` is the time spent inside the interpreter, all calls together."""
-
-    state: HalfState
-    calls: int
-    errors: int
-    waiting: int
-    busy_s: float
-
-
 class _Call(msgspec.Struct):
     request: bytes
     reply: asyncio.Future[bytes]
@@ -67,9 +56,6 @@ class ProjectHalf:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._waiting = 0
-        self._calls = 0
-        self._errors = 0
-        self._busy = 0.0
         name = f"project-{Path(root).name}"[:15]
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
@@ -101,7 +87,8 @@ class ProjectHalf:
         return interp_codec.decode_reply(answer, result)
 
     def stop(self) -> None:
-        """End the interpreter once the calls so far are done; later ones fail. Does not wait."""
+        """End the interpreter once the calls so far are done; later ones fail. Does not wait; of
+        a quarantined half it may never come to that."""
         if self.state is HalfState.STOPPED:
             return
         self.state = HalfState.STOPPED
@@ -111,20 +98,10 @@ class ProjectHalf:
         """Block until the interpreter has ended, `timeout` seconds at most; never on the loop."""
         self._thread.join(timeout)
 
-    def statistics(self) -> HalfStatistics:
-        """Return counters since the start."""
-        return HalfStatistics(
-            state=self.state,
-            calls=self._calls,
-            errors=self._errors,
-            waiting=self._waiting,
-            busy_s=self._busy,
-        )
-
     def _check(self) -> None:
         if self.state is not HalfState.RUNNING:
             message = f"the tools of this project are {self.state}"
-            raise PunieError(Internal(message=message, hint="open the project again"))
+            raise PunieError(Internal(message=message, hint="try again"))
         if self._waiting >= MAX_WAITING:
             message = f"{MAX_WAITING} tool calls of this project wait already"
             raise PunieError(Overloaded(message=message))
@@ -143,34 +120,29 @@ class ProjectHalf:
             self._refuse(error)
             return
         while (call := self._queue.get()) is not None:
-            started = time.perf_counter()
             try:
                 outcome: bytes | Exception = interpreter.call(_handle, call.request)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
                 outcome = error
-            self._wake(call, outcome, time.perf_counter() - started)
+            self._wake(call, outcome)
         interpreter.call(_handle, interp_codec.encode_request("close", {}))
         interpreter.close()
 
     def _refuse(self, error: Exception) -> None:
         while (call := self._queue.get()) is not None:
-            self._wake(call, error, 0.0)
+            self._wake(call, error)
 
-    def _wake(self, call: _Call, outcome: bytes | Exception, spent: float) -> None:
+    def _wake(self, call: _Call, outcome: bytes | Exception) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._finish, call, outcome, spent)
+            self._loop.call_soon_threadsafe(self._finish, call, outcome)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
 
     # on the loop
 
-    def _finish(self, call: _Call, outcome: bytes | Exception, spent: float) -> None:
+    def _finish(self, call: _Call, outcome: bytes | Exception) -> None:
         self._waiting -= 1
-        self._calls += 1
-        self._busy += spent
-        if isinstance(outcome, Exception):
-            self._errors += 1
         if call.reply.done():
             return
         if isinstance(outcome, Exception):

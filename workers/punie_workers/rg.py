@@ -54,7 +54,9 @@ async def files(fd: int, *, at_root: bool) -> Output:
 
 
 async def search(fd: int, pattern: str, glob: str, *, ignore_case: bool, at_root: bool) -> Output:
-    """Return the lines that match `pattern`: path, NUL, number, colon, text, newline."""
+    """Return the lines that match `pattern`: path, NUL, number, colon, text, newline. Raises
+    `PunieError` with ``invalid_pattern``."""
+    _check(pattern)
     arguments = [*_COMMON, "--line-number", "--no-heading", "--with-filename", "--color=never"]
     arguments += [f"--max-columns={_MAX_COLUMNS}", "--max-columns-preview", *_parents(at_root)]
     arguments += ["--ignore-case"] if ignore_case else ["--case-sensitive"]
@@ -62,6 +64,13 @@ async def search(fd: int, pattern: str, glob: str, *, ignore_case: bool, at_root
     if _SAFE_TYPE.fullmatch(last) and last.strip("*") and "**" not in last:
         arguments += [f"--type-add=punie:{last}", "--type=punie"]
     return await _run([*arguments, "-e", pattern, "--", "."], fd)
+
+
+def _check(pattern: str) -> None:
+    """Refuse what cannot be an argument of a program."""
+    if "\0" in pattern or any("\ud800" <= character <= "\udfff" for character in pattern):
+        message = r"a NUL or half a surrogate pair in the pattern; write \x00 for a NUL"
+        raise PunieError(ToolFailed(kind="invalid_pattern", message=message))
 
 
 def _parents(at_root: bool) -> list[str]:

@@ -12,15 +12,16 @@ from acp import schema
 from punie_protocol import jsonrpc
 from punie_protocol.client import PromptMeta, ResultMeta
 from punie_protocol.errors import Cancelled, Internal, Overloaded, PunieError, WireError
-from punie_protocol.jsonrpc import RpcId
+from punie_protocol.jsonrpc import Envelope, RpcId
 from punie_protocol.messages.common import Timings, Usage
 from punie_workers.conversation import Conversation, Store
 from punie_workers.model import PunieModel
+from punie_workers.outlet import Outlet
 from punie_workers.project import Project
 from punie_workers.services import Services
 from punie_workers.turn import Outcome, Turn
 from punie_workers.turn_tools import TurnTools
-from punie_workers.updates import Send, Updates, dump
+from punie_workers.updates import Updates, dump
 
 MAX_QUEUED: Final = 16
 """Prompts that wait behind the one under way."""
@@ -52,15 +53,14 @@ class Session:
         session_id: str,
         project: Project,
         services: Services,
-        send: Send,
+        outlet: Outlet,
         store: Store,
-        deltas: list[bytes],
     ) -> None:
         self.session_id = session_id
         self.project = project
         self._services = services
-        self._send = send
-        self._conversation = Conversation(store, deltas)
+        self._outlet = outlet
+        self._conversation = Conversation(store)
         self._queue: deque[Prompt] = deque()
         self._current: Prompt | None = None
         self._turn: asyncio.Task[Outcome] | None = None
@@ -70,6 +70,10 @@ class Session:
     def is_busy(self) -> bool:
         """Whether a turn is under way."""
         return self._current is not None
+
+    def restore(self, deltas: list[bytes]) -> None:
+        """Take more of the conversation so far, before the first prompt. Raises `PunieError`."""
+        self._conversation.restore(deltas)
 
     def submit(self, prompt: Prompt) -> None:
         """Queue a prompt. Raises `PunieError` with `Overloaded` when too many wait."""
@@ -116,7 +120,7 @@ class Session:
             except Exception as error:  # noqa: BLE001 - every prompt is answered
                 response = jsonrpc.failure(self._current.rpc_id, _wire_error(error))
             self._current = self._turn = None
-            self._send(response)
+            self._outlet.send_nowait(response)
         self._runner = None
 
     async def _run(self, prompt: Prompt) -> bytes:
@@ -131,7 +135,7 @@ class Session:
 
     def _answer_unstarted(self, prompt: Prompt) -> None:
         response = schema.PromptResponse(stop_reason="cancelled")
-        self._send(jsonrpc.response(prompt.rpc_id, dump(response)))
+        self._outlet.send_nowait(jsonrpc.response(prompt.rpc_id, dump(response)))
 
 
 class _Run:
@@ -141,7 +145,7 @@ class _Run:
         self._session = session
         self._prompt = prompt
         self._started = time.perf_counter()
-        self.updates = Updates(session.session_id, prompt.prompt_id, session._send)
+        self.updates = Updates(session.session_id, prompt.prompt_id, session._outlet)
         self._model: PunieModel | None = None
         self._tools: TurnTools | None = None
         self._turn: Turn | None = None
@@ -186,21 +190,29 @@ class _Run:
         if turn.cancelled():
             return self._succeeded("cancelled")
         if (error := turn.exception()) is not None:
-            return jsonrpc.failure(self._prompt.rpc_id, _wire_error(error))
+            return self._failed(_wire_error(error))
         return self._succeeded(turn.result().stop_reason)
 
     def _succeeded(self, stop_reason: str) -> bytes:
-        meta = ResultMeta(
+        meta = msgspec.to_builtins(self._meta())
+        response = schema.PromptResponse.model_validate(
+            {"stopReason": stop_reason, "_meta": {"punie": meta}}
+        )
+        return jsonrpc.response(self._prompt.rpc_id, dump(response))
+
+    def _failed(self, error: WireError) -> bytes:
+        data = jsonrpc.RpcErrorData(punie=error, meta=jsonrpc.raw(self._meta()))
+        body = jsonrpc.RpcError(code=jsonrpc.PUNIE_ERROR, message=error.message, data=data)
+        return jsonrpc.encode(Envelope(id=self._prompt.rpc_id, error=jsonrpc.raw(body)))
+
+    def _meta(self) -> ResultMeta:
+        return ResultMeta(
             prompt_id=self._prompt.prompt_id,
             model=self._model.model_name if self._model else "",
             isolation=self._session.project.isolation,
             usage=self._model.totals.usage if self._model else Usage(),
             timings_ms=self._timings(),
         )
-        response = schema.PromptResponse.model_validate(
-            {"stopReason": stop_reason, "_meta": {"punie": msgspec.to_builtins(meta)}}
-        )
-        return jsonrpc.response(self._prompt.rpc_id, dump(response))
 
     def _timings(self) -> Timings:
         now = time.perf_counter()

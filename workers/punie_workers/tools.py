@@ -4,6 +4,7 @@ Called directly by the agent and from Code Mode alike. They raise `PunieError`; 
 what the model is to be told. Cancelling a call ends its ripgrep.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from punie_protocol.tools import (
     SearchResult,
 )
 from punie_workers import rg
-from punie_workers.project_half import ProjectHalf
+from punie_workers.halves import Halves
 
 
 class _Directory(msgspec.Struct):
@@ -36,15 +37,16 @@ class _Directory(msgspec.Struct):
 class ReadTools:
     """Files and searches of one project."""
 
-    def __init__(self, half: ProjectHalf) -> None:
-        self._half = half
+    def __init__(self, halves: Halves) -> None:
+        self._halves = halves
+        self._opening: set[asyncio.Task[_Directory]] = set()
 
     async def run(self, arguments: Arguments) -> Result:
         """Return the result of one tool call."""
         match arguments:
             case ReadFile():
                 request = encode_request("read_file", msgspec.structs.asdict(arguments))
-                return await self._half.call(request, ReadFileResult)
+                return await self._halves.call(request, ReadFileResult)
             case ListFiles():
                 return await self._list_files(arguments)
             case Search():
@@ -56,7 +58,7 @@ class ReadTools:
         async with self._directory(wanted.path) as folder:
             output = await rg.files(folder.fd, at_root=not folder.path)
             request = _parse("list_files", output, folder, wanted.pattern, wanted.limit)
-            return await self._half.call(request, ListFilesResult)
+            return await self._halves.call(request, ListFilesResult)
 
     async def _search(self, wanted: Search) -> SearchResult:
         async with self._directory(wanted.path) as folder:
@@ -68,15 +70,32 @@ class ReadTools:
                 at_root=not folder.path,
             )
             request = _parse("search", output, folder, wanted.glob, wanted.limit)
-            return await self._half.call(request, SearchResult)
+            return await self._halves.call(request, SearchResult)
 
     @asynccontextmanager
     async def _directory(self, path: str) -> AsyncGenerator[_Directory]:
-        folder = await self._half.call(encode_request("open_directory", {"path": path}), _Directory)
+        folder = await self._open(path)
         try:
             yield folder
         finally:
             os.close(folder.fd)
+
+    async def _open(self, path: str) -> _Directory:
+        """Open a folder. The project half cannot be stopped: cancelled, this closes what comes."""
+        request = encode_request("open_directory", {"path": path})
+        opening = asyncio.create_task(self._halves.call(request, _Directory))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)
+            raise
+
+
+def _close_unused(opening: asyncio.Task[_Directory]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result().fd)
 
 
 def _parse(operation: str, output: rg.Output, folder: _Directory, glob: str, limit: int) -> bytes:

@@ -129,8 +129,8 @@ class Turn:
             self._requests += 1
             async with node.stream(run.ctx) as stream:
                 async for event in stream:
-                    self._show(event)
-            self._updates.end_block()
+                    await self._show(event)
+            await self._updates.end_block()
             following = await run.next(node)
             if Agent.is_call_tools_node(following):
                 await self._keep(node.request, following.model_response)
@@ -151,22 +151,22 @@ class Turn:
         self._asked, self._partial = True, ""
         await self._conversation.append(self._prompt_id, new)
 
-    def _show(self, event: Any) -> None:
+    async def _show(self, event: Any) -> None:
         match event:
             case PartStartEvent(part=TextPart(content=text)):
-                self._say(text)
+                await self._say(text)
             case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
-                self._say(text)
+                await self._say(text)
             case PartStartEvent(part=ThinkingPart(content=text)):
-                self._updates.text(BlockKind.THOUGHT, text)
+                await self._updates.text(BlockKind.THOUGHT, text)
             case PartDeltaEvent(delta=ThinkingPartDelta(content_delta=str(text))):
-                self._updates.text(BlockKind.THOUGHT, text)
+                await self._updates.text(BlockKind.THOUGHT, text)
             case _:
                 pass
 
-    def _say(self, text: str) -> None:
+    async def _say(self, text: str) -> None:
         self._partial += text
-        self._updates.text(BlockKind.MESSAGE, text)
+        await self._updates.text(BlockKind.MESSAGE, text)
 
     def _check(self, event: Any) -> None:
         match event:

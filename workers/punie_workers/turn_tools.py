@@ -1,12 +1,13 @@
 """The tool calls of one turn: checked, run, shown, timed, and told to the model."""
 
 import itertools
+import logging
 import time
 from typing import Any, Final
 
 import msgspec
 
-from punie_protocol.errors import ModelFault, PunieError
+from punie_protocol.errors import Internal, ModelFault, PunieError
 from punie_protocol.limits import MAX_TOOL_OUTPUT
 from punie_protocol.tool_views import decode_arguments
 from punie_protocol.tools import TOOLS, Arguments, ExecuteCode, ExecuteCodeResult, Result, Tool
@@ -17,6 +18,8 @@ from punie_workers.updates import Updates
 
 MAX_WRONG_CALLS: Final = 3
 """Calls with wrong arguments or unknown names that a turn bears; the next one ends it."""
+
+_log = logging.getLogger(__name__)
 
 _SMALLEST_LIMIT = 2048
 _CHARACTERS_PER_TOKEN = 2
@@ -48,7 +51,7 @@ class TurnTools:
         try:
             checked = decode_arguments(tool, arguments)
         except PunieError as error:
-            self._show_wrong(call_id, tool, arguments, error_text(error.error))
+            await self._show_wrong(call_id, tool, arguments, error_text(error.error))
             self._count_wrong(error_text(error.error))
             return f"error: {error_text(error.error)}"
         try:
@@ -63,20 +66,35 @@ class TurnTools:
     async def _run(
         self, tool: Tool, arguments: Arguments, call_id: str, parent: str | None
     ) -> Result:
+        """Run and show one call. Raises `PunieError`, whatever went wrong: a defect in a tool is
+        told to the model and does not end the turn."""
         started = time.perf_counter()
-        self._updates.tool_started(call_id, tool, arguments, parent)
         self._enter(started)
-        shown: Result | str = "error: cancelled"
         try:
-            result = shown = await self._dispatch(arguments, call_id)
-        except PunieError as error:
-            shown = f"error: {error_text(error.error)}"
+            await self._updates.tool_started(call_id, tool, arguments, parent)
+            output: Result | PunieError = await self._outcome(tool, arguments, call_id)
+        except BaseException:  # the turn is cancelled: there is no time to wait
+            self._updates.tool_cancelled(call_id, tool.name, parent, time.perf_counter() - started)
             raise
         finally:
-            now = time.perf_counter()
-            self._leave(now)
-            self._updates.tool_finished(call_id, tool.name, shown, parent, now - started)
-        return result
+            self._leave(time.perf_counter())
+        failed = isinstance(output, PunieError)
+        shown = f"error: {error_text(output.error)}" if failed else output
+        seconds = time.perf_counter() - started
+        await self._updates.tool_finished(call_id, tool.name, shown, parent, seconds)
+        if failed:
+            raise output
+        return output
+
+    async def _outcome(self, tool: Tool, arguments: Arguments, call_id: str) -> Result | PunieError:
+        try:
+            return await self._dispatch(arguments, call_id)
+        except PunieError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the model is told
+            _log.exception("%s failed", tool.name)
+            message = f"{tool.name}: {type(error).__name__}: {error}"
+            return PunieError(Internal(message=message))
 
     async def _dispatch(self, arguments: Arguments, call_id: str) -> Result:
         match arguments:
@@ -89,9 +107,11 @@ class TurnTools:
             case _:
                 return await self._read.run(arguments)
 
-    def _show_wrong(self, call_id: str, tool: Tool, arguments: Any, text: str) -> None:
-        self._updates.tool_started(call_id, tool, arguments, None)
-        self._updates.tool_finished(call_id, tool.name, f"error: {text}", None, 0.0)
+    async def _show_wrong(
+        self, call_id: str, tool: Tool, arguments: dict[str, Any], text: str
+    ) -> None:
+        await self._updates.tool_started(call_id, tool, arguments, None)
+        await self._updates.tool_finished(call_id, tool.name, f"error: {text}", None, 0.0)
 
     def _count_wrong(self, text: str) -> None:
         self._wrong += 1

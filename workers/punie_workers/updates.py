@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,9 +11,8 @@ from punie_protocol import jsonrpc
 from punie_protocol.client import UpdateMeta
 from punie_protocol.tools import Arguments, Permission, Result, Tool
 from punie_workers.coalescer import Block, BlockKind, Chunk, Coalescer
-
-type Send = Callable[[bytes], None]
-"""Sends one ACP message of the session to its clients, in order, without waiting."""
+from punie_workers.display import shown
+from punie_workers.outlet import Outlet
 
 type Update = (
     schema.AgentMessageChunk
@@ -38,61 +36,80 @@ _BY_PERMISSION: Final[dict[Permission, schema.ToolKind]] = {
 
 
 class Updates:
-    """What one turn shows. Not for use after `close`."""
+    """What one turn shows. Not for use after `close`.
 
-    def __init__(self, session_id: str, prompt_id: str, send: Send) -> None:
+    What waits for a slow supervisor is `async`; cancelled there, it has been sent.
+    """
+
+    def __init__(self, session_id: str, prompt_id: str, outlet: Outlet) -> None:
         self._session_id = session_id
         self._prompt_id = prompt_id
-        self._send = send
+        self._outlet = outlet
         self._coalescer = Coalescer()
         self._timer: asyncio.TimerHandle | None = None
         self._message = 0
 
-    def text(self, kind: BlockKind, text: str) -> None:
+    async def text(self, kind: BlockKind, text: str) -> None:
         """Show more of what the model says or thinks."""
         suffix = "t" if kind is BlockKind.THOUGHT else ""
         block = Block(kind, self._message_id() + suffix)
-        self._emit(self._coalescer.add(block, text, time.monotonic()))
+        due = self._coalescer.add(block, text, time.monotonic())
         self._set_timer()
+        await self._emit(due)
 
     def notice(self, text: str) -> None:
         """Show a line that is Punie's and no part of the answer."""
-        self.end_block()
-        self._update_text(Chunk(Block(BlockKind.THOUGHT, f"{self._message_id()}n"), text + "\n"))
-
-    def end_block(self) -> None:
-        """Show what waits; text from here on belongs to another message."""
-        self._emit(self._coalescer.flush())
+        self._flush()
         self._message += 1
+        block = Block(BlockKind.THOUGHT, f"{self._message_id()}n")
+        self._outlet.send_nowait(self._chunk(Chunk(block, text + "\n")))
+
+    async def end_block(self) -> None:
+        """Show what waits; text from here on belongs to another message."""
+        self._message += 1
+        await self._emit(self._coalescer.flush())
 
     def supersede(self) -> None:
         """Void the message that streams: its text comes again, under another id."""
         self._coalescer.drop()
         self._message += 1
 
-    def tool_started(self, call_id: str, tool: Tool, arguments: Any, parent: str | None) -> None:
+    async def tool_started(
+        self, call_id: str, tool: Tool, arguments: Arguments | dict[str, Any], parent: str | None
+    ) -> None:
         """Show a tool call that begins now."""
-        self._emit(self._coalescer.flush())
+        self._flush()
+        given = shown(arguments)
         kind = _KINDS.get(tool.name, _BY_PERMISSION[tool.permission])
         start = schema.ToolCallStart(
             session_update="tool_call",
             tool_call_id=call_id,
-            title=title(tool.name, arguments),
+            title=title(tool.name, given),
             kind=kind,
             status="in_progress",
-            raw_input=_builtins(arguments),
+            raw_input=given,
             field_meta=self._meta(tool=tool.name, parent=parent),
         )
-        self._update(start)
+        await self._outlet.send(self._update(start))
 
-    def tool_finished(
+    async def tool_finished(
         self, call_id: str, tool: str, output: Result | str, parent: str | None, seconds: float
     ) -> None:
         """Show how it ended: with a result, or with the text of its error."""
+        await self._outlet.send(self._finished(call_id, tool, output, parent, seconds))
+
+    def tool_cancelled(self, call_id: str, tool: str, parent: str | None, seconds: float) -> None:
+        """Show that it was stopped; does not wait."""
+        text = "error: cancelled"
+        self._outlet.send_nowait(self._finished(call_id, tool, text, parent, seconds))
+
+    def _finished(
+        self, call_id: str, tool: str, output: Result | str, parent: str | None, seconds: float
+    ) -> bytes:
         status: Literal["completed", "failed"] = (
             "failed" if isinstance(output, str) else "completed"
         )
-        raw = {"error": output} if isinstance(output, str) else _builtins(output)
+        raw = shown({"error": output} if isinstance(output, str) else output)
         progress = schema.ToolCallProgress(
             session_update="tool_call_update",
             tool_call_id=call_id,
@@ -100,11 +117,11 @@ class Updates:
             raw_output=raw,
             field_meta=self._meta(tool=tool, parent=parent, duration_ms=seconds * 1000),
         )
-        self._update(progress)
+        return self._update(progress)
 
     def close(self) -> None:
-        """Show what waits and stop the clock."""
-        self._emit(self._coalescer.flush())
+        """Show what waits and stop the clock; does not wait."""
+        self._flush()
         self._set_timer()
 
     def _message_id(self) -> str:
@@ -121,14 +138,22 @@ class Updates:
 
     def _tick(self) -> None:
         self._timer = None
-        self._emit(self._coalescer.poll(time.monotonic()))
+        self._emit_nowait(self._coalescer.poll(time.monotonic()))
         self._set_timer()
 
-    def _emit(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            self._update_text(chunk)
+    def _flush(self) -> None:
+        self._emit_nowait(self._coalescer.flush())
 
-    def _update_text(self, chunk: Chunk) -> None:
+    def _emit_nowait(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._outlet.send_nowait(self._chunk(chunk))
+
+    async def _emit(self, chunks: list[Chunk]) -> None:
+        if chunks:
+            self._emit_nowait(chunks[:-1])
+            await self._outlet.send(self._chunk(chunks[-1]))
+
+    def _chunk(self, chunk: Chunk) -> bytes:
         content = schema.TextContentBlock(type="text", text=chunk.text)
         message_id = chunk.block.message_id
         meta = self._meta()
@@ -147,11 +172,11 @@ class Updates:
                     message_id=message_id,
                     field_meta=meta,
                 )
-        self._update(update)
+        return self._update(update)
 
-    def _update(self, update: Update) -> None:
+    def _update(self, update: Update) -> bytes:
         params = schema.SessionNotification(session_id=self._session_id, update=update)
-        self._send(jsonrpc.notification("session/update", dump(params)))
+        return jsonrpc.notification("session/update", dump(params))
 
     def _meta(self, **fields: Any) -> dict[str, Any]:
         meta = UpdateMeta(prompt_id=self._prompt_id, **fields)
@@ -163,17 +188,8 @@ def dump(model: schema.BaseModel) -> msgspec.Raw:
     return msgspec.Raw(model.model_dump_json(by_alias=True, exclude_none=True).encode())
 
 
-def title(name: str, arguments: Any) -> str:
+def title(name: str, arguments: dict[str, Any]) -> str:
     """Return one line that says what a call does, for a person."""
-    given = _builtins(arguments)
-    if not isinstance(given, dict):
-        return name
-    first = next((value for value in given.values() if isinstance(value, str)), "")
+    first = next((value for value in arguments.values() if isinstance(value, str)), "")
     line = first.strip().split("\n", 1)[0]
     return f"{name}: {line[:80]}" if line else name
-
-
-def _builtins(value: Any) -> Any:
-    if isinstance(value, Arguments):
-        value = msgspec.structs.asdict(value)
-    return msgspec.to_builtins(value)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, assert_never
 
 from punie_protocol.errors import (
@@ -16,7 +17,6 @@ from punie_protocol.errors import (
 )
 from punie_protocol.link import FrameLink
 from punie_protocol.messages.to_supervisor import (
-    AgentMessage,
     Pong,
     ProjectFailed,
     ProjectReady,
@@ -29,25 +29,35 @@ from punie_protocol.messages.to_worker import (
     OpenProject,
     OpenSession,
     Ping,
+    SessionHistory,
     Stop,
     Stored,
     ToWorker,
     Welcome,
 )
+from punie_workers import lifetime
 from punie_workers.acp_adapter import AcpAdapter
 from punie_workers.code_mode import CodeMode
+from punie_workers.halves import Abandoned
 from punie_workers.model_client import ModelClient
+from punie_workers.outlet import Outlet
 from punie_workers.project import Project
 from punie_workers.services import Services
 from punie_workers.session import Session
-from punie_workers.updates import Send
 
 STORE_TIMEOUT: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
 type _Immediate = (
-    Welcome | CloseProject | OpenSession | CloseSession | ClientMessage | Stored | Ping
+    Welcome
+    | CloseProject
+    | OpenSession
+    | SessionHistory
+    | CloseSession
+    | ClientMessage
+    | Stored
+    | Ping
 )
 
 
@@ -60,6 +70,7 @@ class Worker:
         self._projects: dict[str, Project] = {}
         self._sessions: dict[str, Session] = {}
         self._unusable: dict[str, PunieError] = {}
+        self._abandoned = Abandoned(partial(lifetime.leave, lifetime.WORN_OUT))
         self._adapter = AcpAdapter(self._find)
         self._storing: dict[int, asyncio.Future[WireError | None]] = {}
         self._store_ids = itertools.count(1)
@@ -92,12 +103,16 @@ class Worker:
     def _take(self, message: _Immediate) -> None:
         match message:
             case ClientMessage(session_id=session_id, body=body):
-                self._adapter.take(session_id, body, self._sender(session_id))
+                outlet = Outlet(self._link, session_id)
+                self._adapter.take(session_id, body, outlet.send_nowait)
             case Stored(request_id=request_id, error=error):
-                if waiting := self._storing.pop(request_id, None):
+                waiting = self._storing.pop(request_id, None)
+                if waiting is not None and not waiting.done():  # else its time was over
                     waiting.set_result(error)
             case OpenSession():
                 self._open_session(message)
+            case SessionHistory(session_id=session_id, deltas=deltas):
+                self._restore(session_id, deltas)
             case CloseSession(session_id=session_id, reason=reason):
                 self._close_session(session_id, reason)
             case CloseProject(project_id=project_id, reason=reason):
@@ -115,7 +130,7 @@ class Worker:
             if wanted.project_id in self._projects:
                 message = f"project {wanted.project_id} is open already"
                 raise PunieError(InvalidRequest(message=message))
-            project = await Project.open(wanted)
+            project = await Project.open(wanted, self._abandoned)
         except PunieError as error:
             self._link.send_nowait(ProjectFailed(project_id=wanted.project_id, error=error.error))
             return
@@ -160,8 +175,22 @@ class Worker:
         async def store(prompt_id: str, ordinal: int, data: bytes) -> None:
             await self._store(session_id, prompt_id, ordinal, data)
 
-        send = self._sender(session_id)
-        return Session(session_id, project, self._services, send, store, wanted.deltas)
+        outlet = Outlet(self._link, session_id)
+        session = Session(session_id, project, self._services, outlet, store)
+        session.restore(wanted.deltas)
+        return session
+
+    def _restore(self, session_id: str, deltas: list[bytes]) -> None:
+        """Take more of the conversation of the session just opened, unless that failed."""
+        session = self._sessions.get(session_id)
+        if session is None or session_id in self._unusable:
+            return
+        try:
+            session.restore(deltas)
+        except PunieError as error:
+            _log.error("session %s: %s", session_id, error)
+            self._unusable[session_id] = error
+            del self._sessions[session_id]
 
     def _close_session(self, session_id: str, reason: str) -> None:
         self._unusable.pop(session_id, None)
@@ -173,15 +202,8 @@ class Worker:
             return session
         if error := self._unusable.get(session_id):
             raise error
-        message = f"session {session_id!r} is not open here"
+        message = f"session {session_id[:100]!r} is not open here"
         raise PunieError(NotFound(message=message, what="session"))
-
-    def _sender(self, session_id: str) -> Send:
-        def send(body: bytes) -> None:
-            if not self._link.is_closed:
-                self._link.send_nowait(AgentMessage(session_id=session_id, body=body))
-
-        return send
 
     async def _store(self, session_id: str, prompt_id: str, ordinal: int, data: bytes) -> None:
         """Make a delta durable within `STORE_TIMEOUT`. Raises `PunieError`."""

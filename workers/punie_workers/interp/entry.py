@@ -46,7 +46,5 @@ def _perform(operation: str, arguments: dict[str, Any]) -> Any:
             while _roots:
                 _roots.pop().close()
             return None
-        case "statistics":
-            return {"modules": len(sys.modules)}
         case _:
             raise ValueError(operation)

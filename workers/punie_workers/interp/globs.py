@@ -1,72 +1,89 @@
 """File name patterns: gitignore's rules with ``{a,b}``.
 
 A pattern without a slash matches the last component at any depth; one with a slash matches the
-whole path. ``*`` and ``?`` stay within a component, ``**`` spans components. Components go
-through `fnmatch`, whose translation has no backtracking between stars.
+whole path. ``*`` and ``?`` stay within a component, ``**`` spans components. Many patterns become
+two regular expressions, one for names and one for paths. As in `fnmatch`, what stands before a
+later star is atomic, so that no number of stars multiplies the work.
 """
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from punie_workers.interp.failures import Failure, Kind
 
 MAX_ALTERNATIVES = 256
 
-type _Match = Callable[[str], object]
+_ANY_FOLDERS = "(?:[^/]*/)*"
+_TOKEN = re.compile(r"\*+|\?|\\[*?\[]|\[!?+\]?+[^\]]*\]|.", re.DOTALL)
 
 
-class Glob:
-    """One pattern, ready to match paths relative to where it is anchored."""
+class Globs:
+    """Patterns ready to match paths relative to where they are anchored."""
 
-    def __init__(self, pattern: str) -> None:
-        self._alternatives = [_Alternative(text) for text in expand_braces(pattern)]
+    def __init__(self, patterns: Sequence[str]) -> None:
+        texts = [text for pattern in patterns for text in expand_braces(pattern)]
+        rooted = [text for text in texts if "/" in text.rstrip("/")]
+        self._paths = _any_of(rooted)
+        self._names = _any_of([text for text in texts if "/" not in text.rstrip("/")])
 
     def matches(self, path: str) -> bool:
-        """Whether the relative posix `path` matches."""
-        parts = path.split("/")
-        return any(alternative.matches(parts) for alternative in self._alternatives)
+        """Whether any pattern matches the relative posix `path`."""
+        name = path.rpartition("/")[2]
+        return bool(self._names.fullmatch(name) or self._paths.fullmatch(path))
 
 
-class _Alternative:
-    def __init__(self, pattern: str) -> None:
-        rooted = "/" in pattern.rstrip("/")
-        parts = [part for part in pattern.split("/") if part not in ("", ".")]
-        self._parts = [_component(part) for part in (parts if rooted else ["**", *parts])]
-
-    def matches(self, path: list[str]) -> bool:
-        """Match by the set of pattern positions reached: linear in path times pattern."""
-        last = len(self._parts) - 1
-        reached = self._skip({0})
-        for name in path:
-            following: set[int] = set()
-            for at in reached:
-                if at <= last and self._parts[at](name):
-                    spans = self._parts[at] is _spanning
-                    following |= {at, at + 1} if spans and at == last else {at if spans else at + 1}
-            reached = self._skip(following)
-        return last + 1 in reached
-
-    def _skip(self, reached: set[int]) -> set[int]:
-        """Add the positions behind each ``**``, which may stand for nothing, unless it is last:
-        ``src/**`` means what is inside."""
-        for at in sorted(reached):
-            while at < len(self._parts) - 1 and self._parts[at] is _spanning:
-                at += 1
-                reached.add(at)
-        return reached
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Return one expression for patterns without braces. Nothing in it captures: a group at its
+    start would keep `re` from passing over an alternative by its first character."""
+    return re.compile("|".join(map(_translate, patterns)) or "(?!)", re.DOTALL)
 
 
-def _spanning(_: str) -> object:
-    return True
+def _translate(pattern: str) -> str:
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    if not parts:
+        return ".+"
+    chunks: list[list[str]] = [[]]
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+        if part != "**":
+            chunks[-1].append(_component(part))
+        elif after != "**":
+            chunks.append([])
+    head, *rest = chunks
+    if not rest:
+        return "/".join(head)
+    *inner, last = rest
+    regex = _folders(head) + "".join(f"(?>{_ANY_FOLDERS}?{_folders(chunk)})" for chunk in inner)
+    return regex + (f"{_ANY_FOLDERS}{'/'.join(last)}" if last else ".+")
 
 
-def _component(part: str) -> _Match:
-    if part == "**":
-        return _spanning
-    part = re.sub(r"\*{2,}", "*", part)
-    part = re.sub(r"\\([*?\[])", r"[\1]", part)
-    return re.compile(fnmatch.translate(part), re.DOTALL).match
+def _folders(chunk: list[str]) -> str:
+    return "".join(part + "/" for part in chunk)
+
+
+def _component(part: str) -> str:
+    """Return the expression of one component; nothing in it matches a slash."""
+    chunks = [""]
+    for token in _TOKEN.findall(part):
+        if token.startswith("*"):
+            chunks.append("")
+        else:
+            chunks[-1] += _character(token)
+    head, *rest = chunks
+    if not rest:
+        return head
+    *inner, last = rest
+    return head + "".join(f"(?>[^/]*?{chunk})" for chunk in inner) + f"[^/]*{last}"
+
+
+def _character(token: str) -> str:
+    if token == "?":
+        return "[^/]"
+    if token.startswith("\\") and len(token) == 2:
+        return re.escape(token[1])
+    if token.startswith("[") and len(token) > 1:
+        return "(?!/)" + fnmatch.translate(token).removesuffix(r"\z")
+    return re.escape(token)
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -1,0 +1,71 @@
+"""The project half that answers now: another one when the last is quarantined."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from punie_protocol.errors import Internal, PunieError
+from punie_workers.project_half import CALL_TIMEOUT, HalfState, ProjectHalf
+
+MAX_ABANDONED: Final = 3
+"""Threads that a worker process bears to lose: each may burn a core until the process ends."""
+
+_log = logging.getLogger(__name__)
+
+
+class Abandoned:
+    """Counts the abandoned halves of this worker process. Past `MAX_ABANDONED` it calls `leave`:
+    the supervisor puts a fresh process in its place."""
+
+    def __init__(self, leave: Callable[[], object]) -> None:
+        self._leave = leave
+        self._count = 0
+
+    def add(self, root: str) -> None:
+        """Count one; raises `PunieError` when there shall be no other."""
+        self._count += 1
+        _log.error("%s: its interpreter hangs; thread %d abandoned", root, self._count)
+        if self._count > MAX_ABANDONED:
+            self._leave()
+            message = f"{self._count} interpreters of this worker hang; it ends"
+            raise PunieError(Internal(message=message, hint="try again"))
+
+
+class Halves:
+    """One project's halves, one after the other. Used from one event loop."""
+
+    def __init__(self, root: str, abandoned: Abandoned) -> None:
+        self._abandoned = abandoned
+        self._half = ProjectHalf(root)
+        self._replacing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Open the first. Raises `PunieError`."""
+        await self._half.start()
+
+    async def call[R](self, request: bytes, result: type[R], deadline: float = CALL_TIMEOUT) -> R:
+        """Call as `ProjectHalf.call` does, in a half that is not quarantined."""
+        async with self._replacing:
+            if self._half.state is HalfState.QUARANTINED:
+                await self._replace()
+        return await self._half.call(request, result, deadline)
+
+    def stop(self) -> None:
+        """End the half as `ProjectHalf.stop` does."""
+        self._half.stop()
+
+    async def _replace(self) -> None:
+        old = self._half
+        self._abandoned.add(old.root)
+        new = ProjectHalf(old.root)
+        try:
+            await new.start()
+        except BaseException:
+            new.stop()
+            raise
+        if old.state is HalfState.STOPPED:  # the project was closed meanwhile
+            new.stop()
+            return
+        old.stop()
+        self._half = new
