@@ -52,7 +52,8 @@ def test_how_many_files(user: Punie, projects: Path, isolation: str, tree: str) 
 
 
 @pytest.mark.parametrize(
-    ("tree", "kind", "suffix"), [("json", "Python", ".py"), ("mlx_lm", "Markdown", ".md")]
+    ("tree", "kind", "suffix"),
+    [("json", "Python", ".py"), ("asyncio", "Python", ".py"), ("mlx_lm", "Markdown", ".md")],
 )
 def test_find_files(
     user: Punie, projects: Path, isolation: str, tree: str, kind: str, suffix: str
