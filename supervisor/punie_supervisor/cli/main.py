@@ -75,6 +75,7 @@ def ask(
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
         raise typer.BadParameter("--session and --last exclude each other")
+    directory = directory.expanduser() if directory is not None else None
     if directory is not None and not directory.is_dir():
         raise typer.BadParameter(f"{directory} is not a folder", param_hint="-C")
     context = read_context(deadline)
