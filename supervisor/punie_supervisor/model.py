@@ -121,7 +121,8 @@ class ModelHost:
     def status(self, rss: Callable[[int | None], int]) -> ModelStatus:
         """Return the part of the status report."""
         keeper, state = self.keeper, self._state
-        error: WireError | None = state.error if state else None
+        # After a failed switch the one before answers on; whoever asked for it was told.
+        error: WireError | None = state.error if state and self.info is None else None
         ready = keeper.state is KeeperState.READY
         if keeper.state is KeeperState.FAILED:
             error = self._unavailable()

@@ -94,7 +94,9 @@ def test_dead_socket_and_empty_lock_file(tmp_path: Path, projects: Path) -> None
             dead.bind(str(run / name))
     (run / "punie.lock").touch()
     try:
-        assert user.run("status").returncode == 3
+        status = user.run("status")
+        assert status.returncode == 3
+        assert "Errno" not in status.stderr or "refused" in status.stderr
         works(user, projects)
     finally:
         user.close()
@@ -124,7 +126,20 @@ def test_bad_model_folders(user: Punie, projects: Path, tmp_path: Path) -> None:
         assert named in result.stderr
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
+        assert user.status()["model"]["error"] is None
     works(user, projects)
+
+
+def test_bad_config_is_a_usage_error(tmp_path: Path) -> None:
+    user = Punie(tmp_path)
+    config = tmp_path / "punie" / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('modle = "x"\n')
+    result = user.run("up")
+    assert result.returncode == 2
+    assert "config.toml" in result.stderr
+    assert "modle" in result.stderr
+    user.close()
 
 
 def test_daemon_started_with_a_bad_model_lives_on(tmp_path: Path, projects: Path) -> None:

@@ -23,7 +23,9 @@ class ExitCode(IntEnum):
 
 def exit_code(error: PunieError) -> ExitCode:
     """Return the exit code for an exception."""
-    if isinstance(error, DaemonUnreachable | DaemonSilent | StartFailed | LinkClosed):
+    if isinstance(error, DaemonUnreachable | DaemonSilent | LinkClosed):
+        return ExitCode.UNREACHABLE
+    if isinstance(error, StartFailed) and not isinstance(error.error, errors.InvalidRequest):
         return ExitCode.UNREACHABLE
     return wire_exit_code(error.error)
 

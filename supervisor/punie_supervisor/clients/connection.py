@@ -172,7 +172,8 @@ async def _open(paths: Paths) -> ClientConnection:
         except (OSError, InvalidHandshake, EOFError) as error:
             late = asyncio.get_running_loop().time() > deadline
             if late or not launch.is_running(paths):
-                reason = str(error) or type(error).__name__
+                missing = isinstance(error, FileNotFoundError)
+                reason = "it is not running" if missing else str(error) or type(error).__name__
                 raise DaemonUnreachable(paths.socket, reason) from None
         await asyncio.sleep(_RETRY)
 
