@@ -36,7 +36,7 @@ def threads(cores: int) -> int:
     """Return how many threads to compute with: one core is left to the tools that run beside.
 
     The threads meet several times in each layer; with one for every core, a single busy neighbour
-    makes a prompt take 10 to 30 times as long.
+    slows them all (measured in ``docs/decisions/0005-one-core-left-free.md``).
     """
     return max(1, cores - 1)
 

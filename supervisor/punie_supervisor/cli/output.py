@@ -11,7 +11,7 @@ from punie_protocol.errors import WireError
 
 def say(text: str) -> None:
     """Print one line for a person on stderr."""
-    _clear_progress()
+    clear_progress()
     sys.stderr.write(f"punie: {text}\n")
     sys.stderr.flush()
 
@@ -39,7 +39,10 @@ def progress(text: str, done: int = 0, total: int = 0) -> None:
 
 def clear_progress() -> None:
     """Take the progress line away, before something else is printed."""
-    _clear_progress()
+    if _Shown.line and sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    _Shown.line = ""
 
 
 def print_json(value: Any) -> None:
@@ -64,10 +67,3 @@ class _Shown:
     """The progress line that stands on the terminal, or was printed last."""
 
     line: str = ""
-
-
-def _clear_progress() -> None:
-    if _Shown.line and sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
-    _Shown.line = ""
