@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writes the reference pages that are derived from code: ``docs/reference/{protocol,tools}.md``.
+"""Writes the reference pages that are derived from code: protocol, tools and code-mode in
+``docs/reference``.
 
 ``--check`` writes nothing and exits 1 when a page is not what the code says.
 """
 
 import inspect
 import sys
+import tomllib
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -14,10 +16,15 @@ import msgspec
 
 from punie_protocol import client, errors, limits
 from punie_protocol.messages import to_model_client, to_model_host, to_supervisor, to_worker
-from punie_protocol.tool_views import parameters_schema, signature, stubs
-from punie_protocol.tools import TOOLS, Tool
+from punie_protocol.tool_types import Tool
+from punie_protocol.tool_views import parameters_schema, prompt_stubs, signature
+from punie_protocol.tools import TOOLS
+from punie_workers.code_advice import MODULES
+from punie_workers.code_limits import Limits
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+PROGRAMS = ROOT / "tests" / "data" / "code_mode.toml"
 
 LINKS: tuple[tuple[str, str, Any], ...] = (
     ("worker or model host → supervisor", "to_supervisor", to_supervisor.ToSupervisor),
@@ -39,6 +46,28 @@ TOOLS_INTRODUCTION = (
     "Generated from `punie_protocol.tools` by `make docs`. The model calls them directly, or "
     "from the Python it writes for `execute_code`, with the same names and results."
 )
+
+CODE_MODE_INTRODUCTION = """\
+Generated from `tests/data/code_mode.toml` by `make docs`; the tests run every program in there.
+
+`execute_code` runs Python that calls the [tools](tools.md) as plain functions, positional or \
+keyword. It is [Monty](https://github.com/pydantic/monty), a Python of its own in a process of its \
+own: no files, no network, no commands but through the tools, each of which passes the permission \
+policy like a direct call. What the program prints is the result; each program starts afresh.
+
+**Checked first.** The program is type-checked against the tools' definitions, and not run when \
+something is certainly wrong: a tool called with wrong arguments, an attribute that a result does \
+not have, an unknown name or module. What the checker cannot know (a value that may be `None`, a \
+dict of mixed values) runs; a tool checks its arguments anyway.
+
+**Results** are read-only, with attributes; `print(r)` shows them all, `==` compares values, and \
+what they list is a list: `for m in search("x").matches`, `len(list_files().files)`.
+
+**Errors.** A tool that fails or is refused raises `RuntimeError("kind: message")`. A program that \
+fails is told with the line, what it had printed, and what it had changed by then.
+
+**Cancelled**, the sandbox process is ended and the tool call under way is cancelled; no other \
+starts."""
 
 EXTENSIONS = (
     (client.ACCEPTED, "daemon → client", "notification", client.Accepted, None),
@@ -66,7 +95,11 @@ def main() -> int:
 
 def pages() -> dict[Path, str]:
     """Return the text of each page."""
-    return {REFERENCE / "protocol.md": protocol_page(), REFERENCE / "tools.md": tools_page()}
+    return {
+        REFERENCE / "protocol.md": protocol_page(),
+        REFERENCE / "tools.md": tools_page(),
+        REFERENCE / "code-mode.md": code_mode_page(),
+    }
 
 
 def protocol_page() -> str:
@@ -100,8 +133,48 @@ def tools_page() -> str:
         TOOLS_INTRODUCTION,
     ]
     parts += [_tool_section(tool) for tool in TOOLS.values()]
-    parts.append(f"## As the model's code sees them\n\n```python\n{stubs()}```")
+    parts.append(f"## As the model's code sees them\n\n```python\n{prompt_stubs()}```")
     return "\n\n".join(parts) + "\n"
+
+
+def code_mode_page() -> str:
+    """Return the page of Code Mode: limits, and what its Python has and has not."""
+    data = tomllib.loads(PROGRAMS.read_text())
+    works = [(one["construct"],) for one in data["construct"] if "prints" in one]
+    instead = [
+        (one["construct"], f"`{one['told'].strip()}`") for one in data["construct"] if "told" in one
+    ]
+    shown = [f"**{one['name']}**\n\n{_program(one)}" for one in data["program"][::6]]
+    parts = [
+        "# Code Mode",
+        CODE_MODE_INTRODUCTION,
+        "## Limits",
+        _table(("of", "limit", "then"), _limit_rows(Limits())),
+        f"## What works\n\nModules: {', '.join(f'`{name}`' for name in MODULES.split())}.",
+        _table(("construct",), works),
+        "## What to write instead\n\nThe model is told so when it uses one of these.",
+        _table(("construct", "instead"), instead),
+        f"## Programs\n\n{len(data['program'])} programs are tested; some of them:",
+        *shown,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _limit_rows(limits: Limits) -> list[tuple[str, ...]]:
+    return [
+        ("computing, tool calls and questions not counted", f"{limits.time_s:g} s", "stopped"),
+        ("everything together", f"{limits.total_s / 60:g} min", "stopped, the call too"),
+        ("memory", f"{limits.memory // 1024**2} MB", "stopped"),
+        ("tool calls", f"{limits.calls}", "stopped"),
+        ("output", f"{limits.output // 1024} K characters", "cut and said; the program goes on"),
+        ("all that is printed", f"{limits.printed / 1e6:g} M characters", "stopped"),
+        ("programs at a time", f"{limits.processes}", f"waits {limits.checkout_s:g} s"),
+    ]
+
+
+def _program(one: dict[str, str]) -> str:
+    result = one.get("prints") or f"error … {one['told'].strip()}"
+    return f"```python\n{one['code'].strip()}\n```\n\n```text\n{result.strip()}\n```"
 
 
 def _tool_section(tool: Tool) -> str:

@@ -39,10 +39,13 @@ def render(
     tools: Sequence[ToolSchema],
     style: PromptStyle,
     controls: Sequence[str] = (),
+    *,
+    to_answer: bool = True,
 ) -> Prompt:
     """Return the prompt. `controls` are quoted where messages (instructions excepted) contain
     them: what users, tools and the model wrote is text, only the template's tags are tokens.
-    Raises `PunieError` when the conversation does not fit the template."""
+    With `to_answer` the opening of an answer follows. Raises `PunieError` when the conversation
+    does not fit the template."""
     if not messages:
         raise PunieError(InvalidRequest(message="a conversation without messages"))
     shown = [_tool(tool) for tool in tools] if style is PromptStyle.TOOLS else []
@@ -50,7 +53,7 @@ def render(
     chat = [_message(message, quoting) for message in messages]
     try:
         text = tokenizer.apply_chat_template(
-            chat, tools=shown or None, add_generation_prompt=True, tokenize=False
+            chat, tools=shown or None, add_generation_prompt=to_answer, tokenize=False
         )
     except TemplateError as error:
         message = f"the chat template refuses this conversation: {error}"

@@ -54,6 +54,7 @@ class LoadedModel:
             prompt_style=self.profile.prompt_style,
             tool_call_format=self.profile.tool_call_format,
             max_output_tokens=self.profile.sampling.max_tokens,
+            check_fences=self.profile.check_fences,
         )
 
 
@@ -70,7 +71,7 @@ def build(folder: ModelFolder) -> LoadedModel:
         raise load_failed(path, "config.json", reason, _CONVERT) from error
     if not can_run_metal() and not folder.is_quantized:
         model.set_dtype(mx.float32)
-    tokenizer = _tokenizer(path, config.get("eos_token_id"))
+    tokenizer = load_tokenizer_of(path, config.get("eos_token_id"))
     ids, texts = _stops(tokenizer, profile)
     _check_template(path, tokenizer, profile)
     return LoadedModel(
@@ -118,7 +119,8 @@ def _warm_up(model: Any) -> None:
     mx.eval(model(mx.array([[0]]), cache=cache))
 
 
-def _tokenizer(path: Path, eos: int | list[int] | None) -> TokenizerWrapper:
+def load_tokenizer_of(path: Path, eos: int | list[int] | None = None) -> TokenizerWrapper:
+    """Return the tokenizer of a checked folder. Raises `PunieError`."""
     try:
         return load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
     except Exception as error:

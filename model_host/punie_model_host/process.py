@@ -13,9 +13,11 @@ import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from punie_model_host.counting import Counting
 from punie_model_host.engine_messages import (
     Cancel,
     Died,
@@ -48,6 +50,7 @@ from punie_protocol.messages.to_model_client import (
     Finished,
     ModelChanged,
     ModelWelcome,
+    TokenCount,
     ToModelClient,
 )
 from punie_protocol.messages.to_model_host import (
@@ -55,6 +58,7 @@ from punie_protocol.messages.to_model_host import (
     ClientHello,
     ClientToModelHost,
     ControlToModelHost,
+    CountTokens,
     Generate,
     LoadModel,
     Ping,
@@ -115,6 +119,7 @@ class Host:
         self._stopping = False
         self._drained = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._counting = Counting()
 
     async def run(self) -> int:
         """Serve until `Stop`, SIGTERM or the end of the supervisor."""
@@ -263,6 +268,9 @@ class Host:
             case CancelGenerate(request_id=request_id):
                 if request_id in client.requests:
                     self._cancel(Key(number, request_id), client)
+            case CountTokens():
+                reply = partial(self._reply_count, client)
+                self._counting.take(message, self._model, reply)
             case ClientHello():
                 client.link.abort("a second hello")
             case _:
@@ -293,6 +301,10 @@ class Host:
     def _cancel_all(self, number: int, client: _Client) -> None:
         for request_id in list(client.requests):
             self._cancel(Key(number, request_id), client)
+
+    def _reply_count(self, client: _Client, message: TokenCount | Failed) -> None:
+        with contextlib.suppress(LinkClosed):  # a client that is gone asked for nothing else
+            client.link.send_nowait(message)
 
     # the engine's emissions
 

@@ -43,13 +43,15 @@ class SamplingProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's profile, complete."""
+    """A model's profile, complete. With `check_fences`, Python in fences of an answer must be
+    valid."""
 
     name: str
     prompt_style: PromptStyle
     context_window: int
     tool_call_format: ToolCallFormat
     stop_tokens: tuple[str, ...]
+    check_fences: bool
     sampling: SamplingProfile
 
 
@@ -68,6 +70,7 @@ class _ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     context_window: _Tokens | None = None
     tool_call_format: ToolCallFormat | None = None
     stop_tokens: list[Annotated[str, Meta(min_length=1)]] = []
+    check_fences: bool = False
     sampling: _SamplingFile = _SamplingFile()
 
 
@@ -84,6 +87,7 @@ def load_profile(
         context_window=window,
         tool_call_format=file.tool_call_format or _format(template),
         stop_tokens=tuple(file.stop_tokens),
+        check_fences=file.check_fences,
         sampling=_sampling(folder, file.sampling, generation, window),
     )
 

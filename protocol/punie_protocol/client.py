@@ -9,8 +9,17 @@ from typing import Final
 
 import msgspec
 
+from punie_protocol.backends import Backend
 from punie_protocol.errors import WireError
-from punie_protocol.messages.common import Isolation, Timings, Usage
+from punie_protocol.messages.common import (
+    Isolation,
+    ModelTiming,
+    Outcome,
+    Timings,
+    ToolTiming,
+    Usage,
+)
+from punie_protocol.permissions import Mode, PromptPermissions
 
 ACCEPTED: Final = "_punie/accepted"
 """Notification: the prompt is durable. Params `Accepted`."""
@@ -20,6 +29,14 @@ STATUS: Final = "_punie/status"
 """Request without params. Result `StatusReport`."""
 ISOLATE: Final = "_punie/isolate"
 """Request: move an idle project to an isolation level. Params `Isolate`; answered with ``{}``."""
+TRUST: Final = "_punie/trust"
+"""Request: trust a project's own settings as they are, or no more. Params `Trust`, result
+`TrustReport`."""
+PERF: Final = "_punie/perf"
+"""Request: the timings of turns. Params `PerfQuery`, result `PerfReport`."""
+PROMPT: Final = "_punie/prompt"
+"""Request: what a model is told before the first prompt. Params `PromptQuery`, result
+`PromptReport`."""
 SHUTDOWN: Final = "_punie/shutdown"
 """Request without params: end the daemon. Answered with ``{}`` before it ends."""
 
@@ -29,40 +46,68 @@ class _Meta(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
 
 
 class SessionMeta(_Meta, frozen=True):
-    """In ``session/new``: `isolation` from the client; `session_id` from the supervisor."""
+    """In ``session/new``: `isolation` and `mode` from the client; `session_id` from the
+    supervisor."""
 
     isolation: Isolation | None = None
+    mode: Mode | None = None
     session_id: str | None = None
 
 
+class Resume(_Meta, frozen=True):
+    """A turn goes on after its worker was lost: `attempt` counts from 1, `stored` are the deltas
+    of this prompt that the history has already."""
+
+    attempt: int
+    stored: int
+
+
 class PromptMeta(_Meta, frozen=True):
-    """In ``session/prompt``: `prompt_id` makes it idempotent, `model` is a name or an absolute
-    path. `queue_ms`, from the supervisor to the worker, is how long it waited in the router."""
+    """In ``session/prompt``: `prompt_id` makes it idempotent, `model` is a name, an absolute path
+    or a server's address (`backends`), `permissions` hold for this prompt.
+
+    From the supervisor to the worker: `queue_ms` is how long it waited in the router, `backend`
+    the server to ask instead of the model host, `resume` says that it was begun before."""
 
     prompt_id: str | None = None
     model: str | None = None
+    permissions: PromptPermissions | None = None
     queue_ms: float | None = None
+    backend: Backend | None = None
+    resume: Resume | None = None
 
 
 class UpdateMeta(_Meta, frozen=True):
     """In ``session/update``: `seq` from the supervisor; for tool calls the rest from the worker.
-    `parent` is the tool call id of the `execute_code` a nested call came from."""
+    `parent` is the tool call id of the `execute_code` a nested call came from; `wait_ms` the wait
+    for a permission, which is no part of `duration_ms`. `notice`: the thought is no model's but a
+    line of Punie's own for the person who asked."""
 
     seq: int | None = None
     prompt_id: str | None = None
     tool: str | None = None
     parent: str | None = None
     duration_ms: float | None = None
+    wait_ms: float | None = None
+    outcome: Outcome | None = None
+    isolation: Isolation | None = None
+    notice: bool = False
 
 
 class ResultMeta(_Meta, frozen=True):
-    """In the response to ``session/prompt``; of one that failed, in the error's ``data.meta``."""
+    """In the response to ``session/prompt``; of one that failed, in the error's ``data.meta``.
+    `stop_detail` says more about a turn that ended early, for a person. `tools` are the first
+    `limits.MAX_TURN_CALLS` calls in order of their start, `steps` all model steps."""
 
     prompt_id: str
     model: str
     isolation: Isolation
     usage: Usage
     timings_ms: Timings
+    stop_detail: str = ""
+    tool_count: int = 0
+    tools: list[ToolTiming] = []
+    steps: list[ModelTiming] = []
 
 
 class Accepted(_Meta, frozen=True):
@@ -88,6 +133,79 @@ class Isolate(_Meta, frozen=True):
     isolation: Isolation
 
 
+class Trust(_Meta, frozen=True):
+    """Params of `TRUST`. `cwd` is the project's folder."""
+
+    cwd: str
+    trusted: bool = True
+
+
+class TrustReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `TRUST`. `files` are the project's own settings, relative to `root`; `digest` is
+    of their content, empty when there are none."""
+
+    root: str
+    files: list[str]
+    digest: str
+    trusted: bool
+
+
+class PerfQuery(_Meta, frozen=True):
+    """Params of `PERF`: the last `turns` turns, newest first, of one session, of one project, or
+    of all."""
+
+    session_id: str | None = None
+    cwd: str | None = None
+    turns: int = 50
+
+
+class TurnPerf(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn that ended. `started_at` is Unix time, `state` the journal's word, `title` the
+    first line of the prompt; `meta` is ``None`` for a turn that never reached a worker."""
+
+    session_id: str
+    prompt_id: str
+    root: str
+    title: str
+    started_at: float
+    state: str
+    stop_reason: str | None
+    meta: ResultMeta | None
+
+
+class PerfReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `PERF`, newest turn first."""
+
+    turns: list[TurnPerf]
+
+
+class PromptQuery(_Meta, frozen=True):
+    """Params of `PROMPT`. `cwd` is the project's folder; `model` as in a prompt."""
+
+    cwd: str
+    model: str | None = None
+
+
+class PromptPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of what a model is told, in order: ``core``, ``stubs``, ``tools``, ``project``,
+    ``session``, and ``added`` for tools that a session brought. `tokens` is what it adds."""
+
+    name: str
+    text: str
+    tokens: int
+
+
+class PromptReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `PROMPT`. `tokens` is of all parts but ``added``; `exact` when the model's own
+    tokenizer counted, else they are guessed from the text."""
+
+    model: str
+    style: str
+    exact: bool
+    tokens: int
+    parts: list[PromptPart]
+
+
 class About(_Meta, frozen=True):
     """In the response to ``initialize``: the frame protocol's number."""
 
@@ -106,7 +224,8 @@ class WorkerState(StrEnum):
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The model host and its model. `state` is ``loading``, ``ready``, ``failed`` or a
-    `WorkerState` while the process itself is not ready."""
+    `WorkerState` while the process itself is not ready; ``server`` when the model of prompts that
+    name none is a server's and our host has not been needed."""
 
     name: str
     folder: str
@@ -125,6 +244,27 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
     restarts: int
     projects: list[str]
+
+
+class ServerState(StrEnum):
+    """State of a model server. ``external``: somebody else's, used as it is."""
+
+    IDLE = "idle"
+    STARTING = "starting"
+    READY = "ready"
+    EXTERNAL = "external"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A model server of the config file. `pid` is that of a process of ours, `error` why it does
+    not run."""
+
+    url: str
+    state: ServerState
+    pid: int | None
+    error: WireError | None = None
 
 
 class ProjectState(StrEnum):
@@ -157,3 +297,4 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelStatus
     workers: list[WorkerStatus]
     projects: list[ProjectStatus]
+    servers: list[ServerStatus] = []

@@ -135,11 +135,13 @@ class ModelFault(_Error, frozen=True, tag="model_fault", kw_only=True):
 
 
 class ToolFailed(_Error, frozen=True, tag="tool_failed", kw_only=True):
-    """A tool could not do what was asked; `kind` is a stable word such as ``not_text``."""
+    """A tool could not do what was asked; `kind` is a stable word such as ``not_text``. `output` is
+    what a program had printed and done before it failed."""
 
     fault = Fault.PROJECT
 
     kind: str
+    output: str = ""
 
 
 class ProcessLost(_Error, frozen=True, tag="process_lost", kw_only=True):

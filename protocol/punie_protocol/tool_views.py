@@ -1,12 +1,28 @@
 """What is derived from a tool's definition: JSON schema, Python stub, decoded arguments."""
 
 from types import NoneType
-from typing import Annotated, Any, TypeAliasType, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, TypeAliasType, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from punie_protocol.errors import InvalidRequest, PunieError
-from punie_protocol.tools import TOOLS, Arguments, Result, Tool
+from punie_protocol.tool_types import Arguments, Result, Tool
+from punie_protocol.tools import TOOLS
+
+_CHECKER_HEAD: Final = """\
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any"""
+
+_BUILTINS: Final = (
+    "def map(function: Callable[..., Any], /, *values: Iterable[Any]) -> Iterator[Any]: ...",
+    "def filter[T](test: Callable[[T], Any] | None, values: Iterable[T], /) -> Iterator[T]: ...",
+    "def getattr(value: object, name: str, default: Any = ..., /) -> Any: ...",
+    "def hasattr(value: object, name: str, /) -> bool: ...",
+    "def setattr(value: object, name: str, new: Any, /) -> None: ...",
+    'def format(value: object, spec: str = "", /) -> str: ...',
+)
+"""What the sandbox runs and its type checker does not know."""
 
 
 def parameters_schema(tool: Tool) -> dict[str, Any]:
@@ -70,14 +86,33 @@ def signature(tool: Tool) -> str:
 
 
 def stubs(tools: list[Tool] | None = None) -> str:
-    """Return the Python stub of the Code Mode functions with their result classes."""
-    chosen = [tool for tool in tools or TOOLS.values() if tool.code_mode]
-    classes: dict[str, type[Result]] = {}
-    for tool in chosen:
-        _collect(tool.result, classes)
-    blocks = [_class_stub(cls) for cls in classes.values()]
+    """Return the Python stub of the Code Mode functions for a type checker: their result classes,
+    which cannot be changed, and the built-in functions that its own stubs lack."""
+    chosen = _code_tools(tools)
+    blocks = [_class_stub(cls) for cls in result_classes(chosen).values()]
     blocks += [f"{signature(tool)}:\n    '''{tool.doc}'''\n    ..." for tool in chosen]
-    return "from dataclasses import dataclass\n\n\n" + "\n\n\n".join(blocks) + "\n"
+    return "\n\n\n".join([_CHECKER_HEAD, *blocks, *_BUILTINS]) + "\n"
+
+
+def prompt_stubs(tools: list[Tool] | None = None) -> str:
+    """Return the same functions and classes as the model reads them: one line each, valid Python,
+    the same bytes each time."""
+    chosen = _code_tools(tools)
+    lines = [_class_line(cls) for cls in result_classes(chosen).values()]
+    lines += [f"{signature(tool)}: ...  # {tool.doc}" for tool in chosen]
+    return "\n".join(lines) + "\n"
+
+
+def result_classes(tools: list[Tool] | None = None) -> dict[str, type[Result]]:
+    """Return the result classes of the Code Mode functions by name, parts before wholes."""
+    classes: dict[str, type[Result]] = {}
+    for tool in _code_tools(tools):
+        _collect(tool.result, classes)
+    return classes
+
+
+def _code_tools(tools: list[Tool] | None) -> list[Tool]:
+    return [tool for tool in tools or TOOLS.values() if tool.code_mode]
 
 
 def _collect(cls: type[Result], into: dict[str, type[Result]]) -> None:
@@ -89,12 +124,19 @@ def _collect(cls: type[Result], into: dict[str, type[Result]]) -> None:
 
 
 def _class_stub(cls: type[Result]) -> str:
+    fields = [f"    {field}" for field in _fields(cls)]
+    return "\n".join(["@dataclass(frozen=True)", f"class {cls.__name__}:", *fields])
+
+
+def _class_line(cls: type[Result]) -> str:
+    return f"class {cls.__name__}: {'; '.join(_fields(cls))}"
+
+
+def _fields(cls: type[Result]) -> list[str]:
     hints = get_type_hints(cls)
-    fields = [
-        f"    {field.name}: {_python_type(hints[field.name])}"
-        for field in msgspec.structs.fields(cls)
+    return [
+        f"{field.name}: {_python_type(hints[field.name])}" for field in msgspec.structs.fields(cls)
     ]
-    return "\n".join(["@dataclass", f"class {cls.__name__}:", *fields])
 
 
 def _python_type(hint: Any) -> str:

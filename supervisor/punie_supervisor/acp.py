@@ -13,6 +13,7 @@ from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.handshake import version
 from punie_protocol.jsonrpc import RpcId
 from punie_protocol.limits import PROTOCOL
+from punie_protocol.permissions import Mode
 
 ACP_VERSION: Final = 1
 MAX_TITLE: Final = 80
@@ -24,6 +25,7 @@ INITIALIZE: Final = "initialize"
 AUTHENTICATE: Final = "authenticate"
 SESSION_NEW: Final = "session/new"
 SESSION_LIST: Final = "session/list"
+SESSION_SET_MODE: Final = "session/set_mode"
 SESSION_PROMPT: Final = "session/prompt"
 SESSION_CANCEL: Final = "session/cancel"
 SESSION_UPDATE: Final = "session/update"
@@ -79,6 +81,23 @@ class OfSession(_Params, frozen=True):
     """Params that name a session."""
 
     session_id: Id
+
+
+class SetMode(_Params, frozen=True):
+    """Params of ``session/set_mode``."""
+
+    session_id: Id
+    mode_id: str
+
+    @property
+    def mode(self) -> Mode:
+        """The mode. Raises `PunieError` (`InvalidRequest`) that names the choices."""
+        try:
+            return Mode(self.mode_id)
+        except ValueError:
+            choices = ", ".join(Mode)
+            text = f"there is no mode {self.mode_id[:80]!r}: {choices}"
+            raise PunieError(InvalidRequest(message=text)) from None
 
 
 class OfRequest(_Params, frozen=True):
@@ -144,6 +163,21 @@ def with_punie(raw: Raw | msgspec.UnsetType, members: msgspec.Struct | dict[str,
         punie[name] = jsonrpc.raw(value)
     meta["punie"] = jsonrpc.raw(punie)
     outer["_meta"] = jsonrpc.raw(meta)
+    return jsonrpc.raw(outer)
+
+
+def from_a_client(raw: Raw, meta: PromptMeta) -> Raw:
+    """Return a prompt's params without the members of ``_meta.punie`` that only the supervisor
+    may set: among them a key that must not reach the journal. `meta` is what `raw` has there."""
+    if meta.backend is None and meta.resume is None and meta.queue_ms is None:
+        return raw
+    outer = _members(raw)
+    members = _members(outer["_meta"])
+    punie = _members(members["punie"])
+    for name in ("backend", "resume", "queueMs"):
+        punie.pop(name, None)
+    members["punie"] = jsonrpc.raw(punie)
+    outer["_meta"] = jsonrpc.raw(members)
     return jsonrpc.raw(outer)
 
 

@@ -5,17 +5,12 @@
     STARTING ──Ready──► READY ──stop──► STOPPING ──► ENDED
         └────────────stop──────────────────▲    any ──► ENDED
 
-Alive is not ready: READY comes by message. The end is noticed through a pidfd, and whatever the
-child left in its process group is killed while its pid is still reserved.
+Alive is not ready: READY comes by message.
 """
 
 import asyncio
-import contextlib
-import os
 import signal
 import socket
-import subprocess
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, Self
 
@@ -27,17 +22,12 @@ from punie_protocol.link import FrameLink
 from punie_protocol.messages.to_supervisor import ToSupervisor
 from punie_supervisor import logs
 from punie_supervisor.child_spec import ChildSpec
+from punie_supervisor.process import PIPE_GRACE, Process, describe
 
 TERM_GRACE: Final = 0.5
 """Seconds from SIGTERM to SIGKILL, the tail of the spec's `shutdown_s`."""
 LINK_GRACE: Final = 0.5
 """A child that closed its control link is killed after so many seconds."""
-PIPE_GRACE: Final = 0.1
-"""After the end, its pipes may be held open by a descendant for so many seconds."""
-MAX_LINES: Final = 200
-"""Lines of output in one second that reach the log; the rest is counted."""
-MAX_LINE: Final = 4096
-"""Bytes of a line of output that reach the log."""
 
 
 class ChildState(StrEnum):
@@ -77,15 +67,12 @@ class Child:
     `link` is received from by one task; when that ends, await `finish`.
     """
 
-    def __init__(self, spec: ChildSpec, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, spec: ChildSpec, process: Process) -> None:
         self.spec = spec
         self.pid = process.pid
         self.state = ChildState.STARTING
         self.link: FrameLink[ToSupervisor]
-        self._lines = logs.LineLimit(MAX_LINES, self._output_dropped)
         self._process = process
-        self._output_over = asyncio.Event()
-        self._output_pipe: asyncio.BaseTransport | None = None
         self._reason = ""
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.log = logs.get(child=spec.id, pid=self.pid)
@@ -94,33 +81,27 @@ class Child:
     async def spawn(cls, spec: ChildSpec, decoder: MessageDecoder[ToSupervisor]) -> Self:
         """Start the process. Raises `OSError` when the program cannot be run.
 
-        To be called from the main thread: the children's parent-death signal is bound to it.
+        To be called from the main thread, see `Process.start`.
         """
         ours, theirs = socket.socketpair()
-        read, write = os.pipe()
         try:
-            process = subprocess.Popen(  # noqa: ASYNC220 - forked by this very thread, see above
+            process = Process.start(
+                spec.id,
                 spec.argv(theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=write,
-                stderr=write,
-                env=spec.environment,
+                environment=spec.environment,
                 cwd=spec.cwd,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
             )
         except BaseException:
             ours.close()
-            os.close(read)
             raise
         finally:
             theirs.close()
-            os.close(write)
         child = cls(spec, process)
-        child._watch()
+        process.watch(child._over)
         try:
             child.link = await FrameLink.over(ours, decoder, name=f"{spec.id} (pid {child.pid})")
-            await child._read_output(read)
+            await process.read_output()
         except BaseException:
             child.send_signal(signal.SIGKILL)
             raise
@@ -155,59 +136,25 @@ class Child:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the whole process group, unless it has ended."""
-        if self.state is not ChildState.ENDED:
-            os.killpg(self.pid, number)
+        self._process.send_signal(number)
 
     async def finish(self) -> Exit:
         """Return how it ended; one that lives on without its link is killed after `LINK_GRACE`."""
         if self.link.is_closed and not await self._ends_within(LINK_GRACE):
             self.kill("it closed its control link")
         exit = await asyncio.shield(self._ended)
-        await self._last_words()
-        return exit
-
-    async def _last_words(self) -> None:
-        try:
-            async with asyncio.timeout(PIPE_GRACE):
-                await self._output_over.wait()
-        except TimeoutError:
-            self.log.info("child.output_held", detail="a descendant keeps its output open")
-        if self._output_pipe is not None:
-            self._output_pipe.close()
-        self._lines.close()
+        await self._process.last_words()
         self.close_link()
+        return exit
 
     async def _ends_within(self, seconds: float) -> bool:
         await asyncio.wait([self._ended], timeout=seconds)
         return self._ended.done()
 
-    def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not hasattr(os, "pidfd_open"):
-            loop.run_in_executor(None, self._wait_blocking, loop)
-            return
-        fd = os.pidfd_open(self.pid)
-
-        def over() -> None:
-            loop.remove_reader(fd)
-            os.close(fd)
-            self._over()
-
-        loop.add_reader(fd, over)
-
-    def _wait_blocking(self, loop: asyncio.AbstractEventLoop) -> None:
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        loop.call_soon_threadsafe(self._over)
-
-    def _over(self) -> None:
-        # The pid is a zombie's until `wait`, so its group id cannot be somebody else's.
-        # macOS says EPERM for a group of zombies.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        code = self._process.wait()
+    def _over(self, code: int) -> None:
         asked = self.state is ChildState.STOPPING
         self.become(ChildState.ENDED)
-        reason = self._reason or _describe(code)
+        reason = self._reason or describe(code)
         self._ended.set_result(Exit(pid=self.pid, code=code, reason=reason, asked=asked))
         # What it said last is still in the socket; a grandchild may hold the other end open.
         asyncio.get_running_loop().call_later(PIPE_GRACE, self.close_link)
@@ -216,53 +163,3 @@ class Child:
         """Close the control link, if it is open."""
         if not self.link.is_closed:
             self.link.close("the process ended")
-
-    async def _read_output(self, fd: int) -> None:
-        pipe = os.fdopen(fd, "rb", buffering=0)
-        self._output_pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: _Lines(self._say, self._output_over.set), pipe
-        )
-
-    def _say(self, line: str) -> None:
-        if self._lines.passes():
-            self.log.info("child.output", line=line)
-
-    def _output_dropped(self, lines: int) -> None:
-        self.log.warning("child.output_dropped", lines=lines)
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"it exited with code {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was ended by signal {-code}"
-
-
-class _Lines(asyncio.Protocol):
-    """Cuts output into lines of at most `MAX_LINE` bytes; the rest of a longer one is dropped."""
-
-    def __init__(self, say: Callable[[str], None], over: Callable[[], None]) -> None:
-        self._say = say
-        self._over = over
-        self._part = bytearray()
-
-    def data_received(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            self._keep(line)
-            self._end()
-        self._keep(rest)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
-        self._over()
-
-    def _keep(self, data: bytes) -> None:
-        self._part += data[: MAX_LINE - len(self._part)]
-
-    def _end(self) -> None:
-        if text := self._part.decode("utf-8", "replace").rstrip():
-            self._say(text)
-        self._part.clear()

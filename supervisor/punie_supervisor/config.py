@@ -1,20 +1,32 @@
 """The user's config file, ``config.toml``."""
 
-from typing import Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
+from punie_protocol import backends
+from punie_protocol.backends import Server
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.common import Isolation
+from punie_protocol.permissions import PermissionSettings, check_settings
 from punie_supervisor.paths import Paths
+
+EMBEDDED: Final = "embedded"
+"""The model that comes with Punie."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings with their defaults. `model` is a name or a path, `isolation` that of projects
-    which do not say otherwise."""
+    """Settings with their defaults. `model` is a name, a path or a server's address, `isolation`
+    that of projects which do not say otherwise, `servers` are model servers besides our own host,
+    no two with one address."""
 
-    model: str = "embedded"
+    model: str = EMBEDDED
     isolation: Isolation = Isolation.PROCESS
+    permissions: PermissionSettings = PermissionSettings()
+    servers: list[Server] = []
 
     @classmethod
     def load(cls, paths: Paths) -> Self:
@@ -22,12 +34,80 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         file and the key."""
         file = paths.config_file
         try:
-            return msgspec.toml.decode(file.read_bytes(), type=cls)
+            config = msgspec.toml.decode(file.read_bytes(), type=cls)
+            config.check()
         except FileNotFoundError:
             return cls()
+        except PunieError as error:
+            fault = InvalidRequest(message=f"{file}: {error}", hint=error.error.hint)
+            raise PunieError(fault) from None
         except (msgspec.MsgspecError, ValueError) as error:
             raise PunieError(InvalidRequest(message=f"{file}: {error}")) from None
         except OSError as error:
             raise PunieError(
                 InvalidRequest(message=f"cannot read {file}: {error.strerror}")
             ) from None
+        return config
+
+    def check(self) -> None:
+        """Raise `PunieError` that names the key for what types alone cannot refuse."""
+        if backends.is_backend(self.model):
+            backends.parse(self.model)
+        check_settings(self.permissions)
+        seen: dict[str, int] = {}
+        for number, server in enumerate(self.servers):
+            where = f"servers[{number}]"
+            _check_server(where, server)
+            first = seen.setdefault(address(server), number)
+            if first != number:
+                raise _refused(f"{where}.url: servers[{first}] has the address {server.url} too")
+
+
+def address(server: Server) -> str:
+    """Return the base URL as `backends.parse` gives it."""
+    return server.url.rstrip("/")
+
+
+def key_of(server: Server, environ: Mapping[str, str]) -> str:
+    """Return the server's key, empty when it needs none. Raises `PunieError` when the variable
+    that should hold it is not set."""
+    key = environ.get(server.key_env, "") if server.key_env else server.key
+    if not key.isascii() or not key.isprintable():
+        raise _refused(f"the key of {server.url} has characters that no key has")
+    if key or not server.key_env:
+        return key
+    raise PunieError(
+        InvalidRequest(
+            message=f"the key of {server.url} should be in the environment variable "
+            f"{server.key_env}, which the daemon does not have",
+            hint="set it, then: punie restart",
+        )
+    )
+
+
+def _check_server(where: str, server: Server) -> None:
+    if not backends.is_backend(server.url):
+        raise _refused(f"{where}.url: {server.url[:200]!r} does not begin with http:// or https://")
+    backends.parse(server.url)
+    parts = urlsplit(server.url)
+    if parts.fragment or parts.query or "#" in server.url:
+        raise _refused(f"{where}.url: only the base address belongs here, without '#' and '?'")
+    if parts.username is not None:
+        raise _refused(f"{where}.url: no password belongs here", "use key or key_env")
+    if server.key and server.key_env:
+        raise _refused(f"{where}.key: there is a key_env too", "keep one of them")
+    if server.command:
+        _check_command(where, server)
+
+
+def _check_command(where: str, server: Server) -> None:
+    if urlsplit(server.url).scheme != "http":
+        raise _refused(f"{where}.command: a server that Punie starts is asked by http://")
+    if any("\0" in word for word in server.command):
+        raise _refused(f"{where}.command: a word has a zero byte")
+    if server.cwd and not Path(server.cwd).expanduser().is_absolute():
+        raise _refused(f"{where}.cwd: {server.cwd!r} is not an absolute path")
+
+
+def _refused(message: str, hint: str = "") -> PunieError:
+    return PunieError(InvalidRequest(message=message, hint=hint))

@@ -5,17 +5,21 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from punie_protocol.backends import is_backend
 from punie_protocol.errors import ProcessLost
 from punie_supervisor import child_spec, logs
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.child_spec import Programs
-from punie_supervisor.config import Config
+from punie_supervisor.config import EMBEDDED, Config
 from punie_supervisor.journal import Journal
 from punie_supervisor.listener import listen
 from punie_supervisor.model import ModelHost
+from punie_supervisor.models import Models
 from punie_supervisor.paths import Paths
 from punie_supervisor.registry import Registry
-from punie_supervisor.router import QUESTION_TIMEOUT, Router
+from punie_supervisor.requests import Requests
+from punie_supervisor.router import Router
+from punie_supervisor.servers import Servers
 from punie_supervisor.status import Reporter
 from punie_supervisor.switchboard import Switchboard
 from punie_supervisor.turn import Pending, error_raw
@@ -38,14 +42,14 @@ class Daemon:
         model: str | None = None,
         programs: Programs | None = None,
         environ: Mapping[str, str] | None = None,
-        question_timeout: float = QUESTION_TIMEOUT,
+        question_timeout: float | None = None,
     ) -> None:
         self._paths = paths
         self._config = config
         self._model = model or config.model
         self._programs = programs or Programs()
         self._environ = os.environ if environ is None else environ
-        self._question_timeout = question_timeout
+        self._question_timeout = question_timeout or config.permissions.wait_s
         self._stop = asyncio.Event()
         self._reason = ""
 
@@ -71,18 +75,25 @@ class Daemon:
 
     async def _serve(self, journal: Journal, listening: Callable[[], None]) -> None:
         registry = Registry(journal, self._config.isolation)
-        model = ModelHost(self._model_host_spec, self._model, fallback=self._config.model)
+        models = self._models()
         routes = Router(question_timeout=self._question_timeout)
         board = Switchboard(journal, registry, routes, shut_down=self.stop)
-        workers = WorkerPool[Pending](self._worker_spec, str(self._paths.model_socket), board)
-        board.connect(workers, model, Reporter(self._paths, journal, model, workers))
+        workers = WorkerPool[Pending](
+            self._worker_spec, str(self._paths.model_socket), board, self._config.permissions
+        )
+        board.connect(
+            workers,
+            models,
+            Reporter(self._paths, journal, models, workers),
+            Requests(journal, self._paths.journal, registry, workers, models),
+        )
         accepted = await journal.run(ops.accepted_prompts)
         ticking = asyncio.create_task(self._tick(board))
         deadline = asyncio.get_running_loop().time() + SHUTDOWN_TIMEOUT
         try:
             board.resume(accepted)
             async with listen(self._paths.socket, board):
-                model.start()
+                models.start()
                 logs.get(pid=os.getpid()).info("daemon.listening", socket=str(self._paths.socket))
                 listening()
                 await self._stop.wait()
@@ -91,7 +102,7 @@ class Daemon:
                 await self._flush(board)
         finally:
             ticking.cancel()
-            await self._end(board, workers, model, deadline)
+            await self._end(board, workers, models, deadline)
             # What a worker had and did not end in time. A broken journal must not fail the stop.
             await journal.submit(ops.interrupt_running_prompts, _interrupted())
 
@@ -106,7 +117,7 @@ class Daemon:
         self,
         board: Switchboard,
         workers: WorkerPool[Pending],
-        model: ModelHost,
+        models: Models,
         deadline: float,
     ) -> None:
         reason = self._reason or "the daemon failed"
@@ -114,16 +125,27 @@ class Daemon:
         try:
             async with asyncio.timeout_at(deadline):
                 await workers.close(reason)
-                await model.close(reason)
+                await asyncio.gather(models.host.close(reason), models.servers.close())
         except TimeoutError:
-            for keeper in [*workers.keepers.values(), model.keeper]:
+            for keeper in [*workers.keepers.values(), models.host.keeper]:
                 keeper.kill("it did not stop in time")
+            models.servers.kill("it did not stop in time")
         logs.get(pid=os.getpid()).info("daemon.stopped", reason=reason)
 
     async def _tick(self, board: Switchboard) -> None:
         while True:
             await asyncio.sleep(1.0)
             board.tick()
+
+    def _models(self) -> Models:
+        ours = [name for name in (self._model, self._config.model) if not is_backend(name)]
+        host = ModelHost(
+            self._model_host_spec,
+            ours[0] if ours else EMBEDDED,
+            fallback=None if is_backend(self._config.model) else self._config.model,
+        )
+        servers = Servers(self._config.servers, str(self._paths.run_dir), self._environ)
+        return Models(host, servers, self._model)
 
     def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
         return child_spec.model_host_spec(self._paths, model, self._environ, self._programs)

@@ -13,6 +13,8 @@ import msgspec
 
 from punie_protocol.errors import InvalidRequest, NotFound, PunieError
 from punie_protocol.messages.common import Isolation
+from punie_protocol.messages.to_worker import Effect
+from punie_protocol.permissions import Grant, Mode
 
 type Db = sqlite3.Connection
 
@@ -30,13 +32,17 @@ class PromptState(StrEnum):
 
 OPEN: Final = (PromptState.ACCEPTED, PromptState.RUNNING)
 
+MAX_STEP_ARGUMENTS: Final = 4 * 1024 * 1024
+"""Bytes of arguments that the effects of one step come back with; further ones come without."""
+
 
 class ProjectRow(msgspec.Struct, frozen=True):
-    """A project."""
+    """A project. `trusted` is the digest of its own settings as the user trusted them."""
 
     id: str
     root: str
     isolation: Isolation
+    trusted: str = ""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -73,6 +79,22 @@ class AcceptedPrompt(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class SessionState(msgspec.Struct, frozen=True):
+    """What a worker needs to take a session up, see `to_worker.OpenSession`."""
+
+    deltas: list[bytes] = []
+    mode: Mode | None = None
+    grants: list[Grant] = []
+    effects: list[Effect] = []
+
+
+class BegunPrompt(msgspec.Struct, frozen=True):
+    """A prompt that a worker had begun: the JSON of its params, and its deltas counted."""
+
+    body: bytes
+    stored: int
+
+
 class PromptRow(msgspec.Struct, frozen=True):
     """A prompt that is known already. `response` is the result's JSON, `error` that of a JSON-RPC
     error object."""
@@ -90,7 +112,7 @@ def ensure_project(db: Db, id: str, root: str, isolation: Isolation) -> ProjectR
         (id, root, isolation.value, time.time()),
     )
     row = db.execute("SELECT isolation FROM projects WHERE id = ?", (id,)).fetchone()
-    return ProjectRow(id, root, Isolation(row[0]))
+    return ProjectRow(id, root, Isolation(row[0]), _trusted(db, id))
 
 
 def set_isolation(db: Db, project_id: str, isolation: Isolation) -> None:
@@ -98,18 +120,42 @@ def set_isolation(db: Db, project_id: str, isolation: Isolation) -> None:
     db.execute("UPDATE projects SET isolation = ? WHERE id = ?", (isolation.value, project_id))
 
 
-def create_session(db: Db, session_id: str, project_id: str) -> None:
+def set_trust(db: Db, project_id: str, digest: str) -> None:
+    """The user trusts a project's own settings as `digest` says; an empty one ends that."""
+    db.execute("DELETE FROM trust WHERE project_id = ?", (project_id,))
+    if digest:
+        db.execute("INSERT INTO trust VALUES (?, ?, ?)", (project_id, digest, time.time()))
+
+
+def create_session(db: Db, session_id: str, project_id: str, mode: Mode | None = None) -> None:
     """Add an empty session."""
     now = time.time()
     db.execute(
-        "INSERT INTO sessions (id, project_id, created_at, updated_at) VALUES (?, ?, ?, ?)",
-        (session_id, project_id, now, now),
+        "INSERT INTO sessions (id, project_id, created_at, updated_at, mode)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (session_id, project_id, now, now, mode),
+    )
+
+
+def set_mode(db: Db, session_id: str, mode: Mode) -> None:
+    """Set a session's permission mode. Raises `PunieError` (`NotFound`)."""
+    changed = db.execute("UPDATE sessions SET mode = ? WHERE id = ?", (mode, session_id))
+    if changed.rowcount != 1:
+        raise _no_session(session_id)
+
+
+def store_grant(db: Db, session_id: str, grant: Grant) -> None:
+    """Keep an answer for the rest of its session; a later one replaces it."""
+    db.execute(
+        "INSERT INTO grants VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET allow = ?3",
+        (session_id, grant.key, grant.allow),
     )
 
 
 def remove_session(db: Db, session_id: str) -> None:
     """Remove a session that never had a prompt."""
     db.execute("DELETE FROM updates WHERE session_id = ?", (session_id,))
+    db.execute("DELETE FROM grants WHERE session_id = ?", (session_id,))
     db.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
 
@@ -121,8 +167,9 @@ def session(db: Db, session_id: str) -> SessionRow:
         (session_id,),
     ).fetchone()
     if row is None:
-        raise PunieError(NotFound(message=f"there is no session {session_id}", what=session_id))
-    return SessionRow(session_id, ProjectRow(row[0], row[1], Isolation(row[2])))
+        raise _no_session(session_id)
+    project = ProjectRow(row[0], row[1], Isolation(row[2]), _trusted(db, row[0]))
+    return SessionRow(session_id, project)
 
 
 def list_sessions(
@@ -161,9 +208,10 @@ def accept_prompt(
         return known
     now = time.time()
     db.execute(
-        "INSERT INTO prompts (id, session_id, ordinal, state, body, accepted_at) VALUES (?, ?,"
-        " (SELECT coalesce(max(ordinal) + 1, 0) FROM prompts WHERE session_id = ?2), ?, ?, ?)",
-        (prompt_id, session_id, PromptState.ACCEPTED.value, body, now),
+        "INSERT INTO prompts (id, session_id, ordinal, state, body, accepted_at, title)"
+        " VALUES (?, ?, (SELECT coalesce(max(ordinal) + 1, 0) FROM prompts WHERE session_id = ?2),"
+        " ?, ?, ?, ?)",
+        (prompt_id, session_id, PromptState.ACCEPTED.value, body, now, title),
     )
     db.execute(
         "UPDATE sessions SET updated_at = ?, title = iif(title = '', ?, title) WHERE id = ?",
@@ -234,6 +282,54 @@ def store_delta(db: Db, session_id: str, ordinal: int, prompt_id: str, data: byt
     db.execute("INSERT INTO deltas VALUES (?, ?, ?, ?)", (session_id, ordinal, prompt_id, data))
 
 
+def begun_prompt(db: Db, prompt_id: str) -> BegunPrompt:
+    """Return what is needed to go on with an open prompt."""
+    row = db.execute(
+        "SELECT p.body, (SELECT count(*) FROM deltas d WHERE d.session_id = p.session_id"
+        " AND d.prompt_id = p.id) FROM prompts p WHERE p.id = ?",
+        (prompt_id,),
+    ).fetchone()
+    return BegunPrompt(*row)
+
+
+def session_state(db: Db, session_id: str) -> SessionState:
+    """Return what the session is opened with. Raises `PunieError` (`NotFound`)."""
+    row = db.execute("SELECT mode FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    if row is None:
+        raise _no_session(session_id)
+    grants = db.execute(
+        "SELECT key, allow FROM grants WHERE session_id = ? ORDER BY key", (session_id,)
+    )
+    return SessionState(
+        deltas=deltas(db, session_id),
+        mode=Mode(row[0]) if row[0] else None,
+        grants=[Grant(key=key, allow=bool(allow)) for key, allow in grants],
+        effects=open_effects(db, session_id),
+    )
+
+
+def open_effects(db: Db, session_id: str) -> list[Effect]:
+    """Return the effects of the step that is not over, in the order they began."""
+    rows = db.execute(
+        "SELECT id, tool, arguments, ok, summary FROM effects WHERE session_id = ?1 AND ordinal >="
+        " (SELECT coalesce(max(ordinal) + 1, 0) FROM deltas WHERE session_id = ?1) ORDER BY rowid",
+        (session_id,),
+    )
+    room, found = MAX_STEP_ARGUMENTS, list[Effect]()
+    for id, tool, arguments, ok, summary in rows:
+        room -= len(arguments)
+        found.append(
+            Effect(
+                effect_id=id,
+                tool=tool,
+                arguments=arguments if room >= 0 else b"",
+                ok=None if ok is None else bool(ok),
+                summary=summary or "",
+            )
+        )
+    return found
+
+
 def deltas(db: Db, session_id: str) -> list[bytes]:
     """Return the conversation, oldest first."""
     rows = db.execute(
@@ -243,13 +339,19 @@ def deltas(db: Db, session_id: str) -> list[bytes]:
 
 
 def start_effect(
-    db: Db, effect_id: str, session_id: str, prompt_id: str, tool: str, arguments: bytes
+    db: Db,
+    effect_id: str,
+    session_id: str,
+    prompt_id: str,
+    ordinal: int,
+    tool: str,
+    arguments: bytes,
 ) -> None:
-    """A tool with effects is about to begin."""
+    """A tool with effects is about to begin, in the step before delta `ordinal`."""
     db.execute(
-        "INSERT INTO effects (id, session_id, prompt_id, tool, arguments, started_at)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (effect_id, session_id, prompt_id, tool, arguments, time.time()),
+        "INSERT INTO effects (id, session_id, prompt_id, ordinal, tool, arguments, started_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (effect_id, session_id, prompt_id, ordinal, tool, arguments, time.time()),
     )
 
 
@@ -271,7 +373,7 @@ def append_update(db: Db, session_id: str, prompt_id: str | None, body: bytes) -
         (session_id,),
     ).fetchone()
     if row is None:
-        raise PunieError(NotFound(message=f"there is no session {session_id}", what=session_id))
+        raise _no_session(session_id)
     db.execute("INSERT INTO updates VALUES (?, ?, ?, ?)", (session_id, row[0], prompt_id, body))
     return int(row[0])
 
@@ -285,3 +387,12 @@ def _prompt(db: Db, prompt_id: str) -> PromptRow | None:
         "SELECT session_id, state, response, error FROM prompts WHERE id = ?", (prompt_id,)
     ).fetchone()
     return row and PromptRow(row[0], PromptState(row[1]), row[2], row[3])
+
+
+def _trusted(db: Db, project_id: str) -> str:
+    row = db.execute("SELECT digest FROM trust WHERE project_id = ?", (project_id,)).fetchone()
+    return row[0] if row else ""
+
+
+def _no_session(session_id: str) -> PunieError:
+    return PunieError(NotFound(message=f"there is no session {session_id}", what=session_id))

@@ -70,6 +70,25 @@ MIGRATIONS: Final = (
         PRIMARY KEY (session_id, seq)
     ) STRICT;
     """,
+    # An effect from before the migration belongs to a step that is over: -1 is before every delta.
+    """
+    ALTER TABLE sessions ADD COLUMN mode TEXT;
+    ALTER TABLE prompts ADD COLUMN title TEXT NOT NULL DEFAULT '';
+    ALTER TABLE effects ADD COLUMN ordinal INTEGER NOT NULL DEFAULT -1;
+    CREATE INDEX effects_by_step ON effects (session_id, ordinal);
+    CREATE INDEX prompts_by_time ON prompts (accepted_at DESC);
+    CREATE TABLE grants (
+        session_id TEXT NOT NULL REFERENCES sessions (id),
+        key TEXT NOT NULL,
+        allow INTEGER NOT NULL,
+        PRIMARY KEY (session_id, key)
+    ) STRICT;
+    CREATE TABLE trust (
+        project_id TEXT PRIMARY KEY REFERENCES projects (id),
+        digest TEXT NOT NULL,
+        at REAL NOT NULL
+    ) STRICT;
+    """,
 )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import setproctitle
 
+from punie_protocol.backends import is_backend, parse
 from punie_protocol.errors import InvalidRequest, PunieError, WireError
 from punie_protocol.handshake import version
 from punie_supervisor import logs
@@ -96,6 +97,9 @@ def _config(paths: Paths) -> Config:
 
 
 def _absolute(model: str) -> str:
+    if is_backend(model):
+        parse(model)  # or it is said now
+        return model
     if os.sep in model or model.startswith("~"):
         return str(Path(model).expanduser().absolute())
     return model

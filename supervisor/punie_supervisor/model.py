@@ -81,6 +81,11 @@ class ModelHost:
         """Name of the model in use, or of the one asked for."""
         return self.info.name if self.info else self.asked
 
+    @property
+    def rests(self) -> bool:
+        """Whether nobody has started it."""
+        return self.keeper.state is KeeperState.IDLE
+
     def start(self) -> None:
         """Start the process; it loads its first model by itself."""
         self.keeper.ask()
@@ -143,6 +148,10 @@ class ModelHost:
         return model == self.asked or (self.info is not None and model == self.info.folder)
 
     async def _obtain(self, model: str | None, progress: Progress) -> None:
+        if model is not None and self.rests:
+            # Its first model is the one that is wanted now.
+            self.asked = model
+            self.keeper.replace(self._make_spec(model))
         if model is None or self._is(model):
             await self._settled(progress, retry=model or self._other())
             return

@@ -12,12 +12,14 @@ from punie_supervisor.journal import Journal
 
 
 class Project:
-    """A project. `turns` counts its prompts under way, waiting ones too."""
+    """A project. `turns` counts its prompts under way, waiting ones too; `trusted` is the digest of
+    its own settings as the user trusted them, or empty."""
 
     def __init__(self, row: ops.ProjectRow) -> None:
         self.id = row.id
         self.root = row.root
         self.isolation = row.isolation
+        self.trusted = row.trusted
         self.turns = 0
 
     @property
@@ -83,6 +85,15 @@ class Registry:
             await self._journal.run(ops.set_isolation, project.id, isolation)
             left, project.isolation = project.worker_id, isolation
             return left
+
+    async def set_trust(self, project: Project, digest: str) -> None:
+        """Keep the user's trust in a project's own settings; an empty digest ends it."""
+        await self._journal.run(ops.set_trust, project.id, digest)
+        project.trusted = digest
+
+    def known(self, project_id: str) -> Project | None:
+        """Return a project that is in use."""
+        return self._projects.get(project_id)
 
     def forget(self, session_id: str) -> None:
         """Drop a session that was not made after all."""

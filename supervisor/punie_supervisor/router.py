@@ -56,6 +56,22 @@ class ListSessions(Begin[acp.ListSessions], frozen=True):
     """``session/list``"""
 
 
+class SetMode(Begin[acp.SetMode], frozen=True):
+    """``session/set_mode``"""
+
+
+class Trust(Begin[client.Trust], frozen=True):
+    """``_punie/trust``"""
+
+
+class Perf(Begin[client.PerfQuery], frozen=True):
+    """``_punie/perf``"""
+
+
+class DescribePrompt(Begin[client.PromptQuery], frozen=True):
+    """``_punie/prompt``"""
+
+
 class Isolate(Begin[client.Isolate], frozen=True):
     """``_punie/isolate``"""
 
@@ -113,6 +129,10 @@ type Instruction = (
     | NewSession
     | Prompt
     | ListSessions
+    | SetMode
+    | Trust
+    | Perf
+    | DescribePrompt
     | Isolate
     | Report
     | ShutDown
@@ -247,9 +267,11 @@ class Router:
         if question is None or connection not in question.asked:
             yield Ignored(f"late or unasked answer to {str(envelope.id)[:80]!r}")
             return
+        question.asked.discard(connection)
+        if envelope.error is not UNSET and question.asked:
+            return  # it cannot ask anybody; those who can still do
         envelope.id = question.agent_id
         yield ToAgent(question.worker, question.session_id, jsonrpc.encode(envelope))
-        question.asked.discard(connection)
         yield from self._withdraw(lambda other: other is question)
 
     def _ask(
@@ -295,8 +317,10 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             return Prompt(connection, id, acp.params(raw, acp.Prompt), raw)
         case acp.SESSION_LIST:
             return ListSessions(connection, id, acp.params(raw, acp.ListSessions), raw)
-        case client.ISOLATE:
-            return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
+        case acp.SESSION_SET_MODE:
+            return SetMode(connection, id, acp.params(raw, acp.SetMode), raw)
+        case client.ISOLATE | client.TRUST | client.PERF | client.PROMPT:
+            return _extension(connection, id, method, raw)
         case client.STATUS:
             return Report(id)
         case client.SHUTDOWN:
@@ -306,6 +330,18 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
         case _:
             text = f"there is no method {method[:80]!r}"
             return _refuse(connection, id, text, jsonrpc.METHOD_NOT_FOUND)
+
+
+def _extension(connection: int, id: RpcId, method: str, raw: Raw) -> Instruction:
+    match method:
+        case client.ISOLATE:
+            return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
+        case client.TRUST:
+            return Trust(connection, id, acp.params(raw, client.Trust), raw)
+        case client.PERF:
+            return Perf(connection, id, acp.params(raw, client.PerfQuery), raw)
+        case _:
+            return DescribePrompt(connection, id, acp.params(raw, client.PromptQuery), raw)
 
 
 def _refuse(connection: int, id: RpcId, message: str, code: int) -> Send:

@@ -18,7 +18,7 @@ from punie_protocol.limits import PROTOCOL
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.journal import Journal
 from punie_supervisor.keeper import Keeper, KeeperState
-from punie_supervisor.model import ModelHost
+from punie_supervisor.models import Models
 from punie_supervisor.paths import Paths
 from punie_supervisor.placement import worker_id
 from punie_supervisor.turn import Pending
@@ -40,11 +40,11 @@ class Reporter:
     """Makes reports of this daemon, which started when this object was made."""
 
     def __init__(
-        self, paths: Paths, journal: Journal, model: ModelHost, workers: WorkerPool[Pending]
+        self, paths: Paths, journal: Journal, models: Models, workers: WorkerPool[Pending]
     ) -> None:
         self._paths = paths
         self._journal = journal
-        self._model = model
+        self._models = models
         self._workers = workers
         self._started = time.monotonic()
 
@@ -60,13 +60,14 @@ class Reporter:
             rss_bytes=resident_bytes(os.getpid()),
             socket=str(self._paths.socket),
             home=str(self._paths.home),
-            model=self._model.status(resident_bytes),
+            model=self._models.status(resident_bytes),
             workers=[
                 self._worker(keeper, roots)
                 for keeper in self._workers.keepers.values()
                 if keeper.state is not KeeperState.IDLE
             ],
             projects=[self._project(row) for row in rows],
+            servers=self._models.servers.status(),
         )
 
     def _worker(self, keeper: Keeper, roots: dict[str, str]) -> WorkerStatus:

@@ -1,43 +1,42 @@
 """The router's shell: carries out its instructions with connections, journal and children."""
 
 import asyncio
-import base64
-import datetime
 import itertools
 import time
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, assert_never
 
-import msgspec
 from msgspec import UNSET
 
 from punie_protocol import jsonrpc
 from punie_protocol.client import SessionMeta
 from punie_protocol.errors import (
     Internal,
-    InvalidRequest,
     Overloaded,
     ProcessLost,
     PunieError,
     TimedOut,
 )
 from punie_protocol.jsonrpc import Envelope, RpcId
-from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Isolation
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
     EffectFinished,
     EffectStarted,
     StoreDelta,
+    StoreGrant,
+    StoreTrust,
 )
-from punie_supervisor import acp, logs, placement, router
+from punie_supervisor import acp, logs, router
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.connection import MAX_REQUESTS, Connection
 from punie_supervisor.journal import Journal, fault_of
-from punie_supervisor.model import ModelHost
+from punie_supervisor.models import Models
 from punie_supervisor.registry import Project, Registry
+from punie_supervisor.requests import Requests
 from punie_supervisor.status import Reporter
+from punie_supervisor.stores import Stores
 from punie_supervisor.tasks import Tasks
 from punie_supervisor.turn import Opening, Pending, Turn
 from punie_supervisor.turns import Turns
@@ -45,8 +44,6 @@ from punie_supervisor.workers import FromWorker, Worker, WorkerPool
 
 OPENING_TIMEOUT: Final = 60.0
 """Seconds a worker may take to answer ``session/new``."""
-PAGE: Final = 100
-"""Sessions in one answer to ``session/list``."""
 
 
 class Switchboard:
@@ -64,18 +61,27 @@ class Switchboard:
         self._registry = registry
         self._routes = routes
         self._shut_down = shut_down
+        self._stores = Stores(journal, registry)
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
         self._workers: WorkerPool[Pending]
         self._turns: Turns
+        self._requests: Requests
         self._reporter: Reporter
         self.tasks = Tasks()
 
-    def connect(self, workers: WorkerPool[Pending], model: ModelHost, reporter: Reporter) -> None:
+    def connect(
+        self,
+        workers: WorkerPool[Pending],
+        models: Models,
+        reporter: Reporter,
+        requests: Requests,
+    ) -> None:
         """Give it the children, before the first client."""
         self._workers = workers
         self._reporter = reporter
-        self._turns = Turns(self._journal, self._registry, model, workers, self._routes, self)
+        self._requests = requests
+        self._turns = Turns(self._journal, self._registry, models, workers, self._routes, self)
 
     def resume(self, accepted: list[ops.AcceptedPrompt]) -> None:
         """Run the prompts that an earlier daemon accepted, in that order, with nobody attached."""
@@ -119,12 +125,20 @@ class Switchboard:
                 self._begin(connection, instruction.id, self._turns.prompt, instruction)
             case router.NewSession():
                 self._begin(connection, instruction.id, self._new_session, instruction)
-            case router.ListSessions():
-                self._begin(connection, instruction.id, self._list_sessions, instruction)
-            case router.Isolate():
-                self._begin(connection, instruction.id, self._isolate, connection, instruction)
+            case router.ListSessions(id=id):
+                self._answer(connection, id, self._requests.list_sessions, instruction)
+            case router.SetMode(id=id):
+                self._answer(connection, id, self._requests.set_mode, instruction)
+            case router.Trust(id=id):
+                self._answer(connection, id, self._requests.trust, instruction)
+            case router.Perf(id=id):
+                self._answer(connection, id, self._requests.perf, instruction)
+            case router.DescribePrompt(id=id):
+                self._answer(connection, id, self._requests.describe_prompt, instruction)
+            case router.Isolate(id=id):
+                self._answer(connection, id, self._isolate, instruction)
             case router.Report(id=id):
-                self._begin(connection, id, self._answer_report, connection, id)
+                self._answer(connection, id, self._reporter.report)
             case router.ShutDown(id=id):
                 connection.send(jsonrpc.response(id, {}))
                 self._shut_down("a client asked for it")
@@ -156,6 +170,21 @@ class Switchboard:
             return
         connection.requests += 1
         self.tasks.start(self._guard(connection, id, begun), name=f"request {str(id)[:80]}")
+
+    def _answer[**P](
+        self,
+        connection: Connection,
+        id: RpcId,
+        work: Callable[P, Coroutine[Any, Any, object]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """`_begin` work whose result is the answer."""
+
+        async def answer() -> None:
+            connection.send(jsonrpc.response(id, await work(*args, **kwargs)))
+
+        self._begin(connection, id, answer)
 
     async def _guard(
         self, connection: Connection, id: RpcId, work: Coroutine[Any, Any, object]
@@ -199,27 +228,10 @@ class Switchboard:
 
     # requests
 
-    async def _answer_report(self, connection: Connection, id: RpcId) -> None:
-        connection.send(jsonrpc.response(id, await self._reporter.report()))
-
-    async def _list_sessions(self, request: router.ListSessions) -> None:
-        params = request.params
-        # Not `resolve_root`: a folder that is gone still has its sessions.
-        root = None
-        if params.cwd is not None:
-            root = await asyncio.to_thread(placement.real_path, params.cwd)
-        before = _cursor(params.cursor)
-        found = await self._journal.run(ops.list_sessions, root, before, PAGE + 1)
-        page: dict[str, Any] = {"sessions": [_session_info(summary) for summary in found[:PAGE]]}
-        if len(found) > PAGE:
-            page["nextCursor"] = _next_cursor(found[PAGE - 1])
-        answer = jsonrpc.response(request.id, page)
-        self.deliver([router.Send(request.connection, answer)])
-
-    async def _isolate(self, connection: Connection, request: router.Isolate) -> None:
+    async def _isolate(self, request: router.Isolate) -> dict[str, Any]:
         project = await self._registry.project(request.params.cwd)
         await self._move(project, request.params.isolation)
-        connection.send(jsonrpc.response(request.id, {}))
+        return {}
 
     async def _new_session(self, request: router.NewSession) -> None:
         started = time.monotonic()
@@ -227,7 +239,8 @@ class Switchboard:
         if (level := request.params.punie.isolation) is not None:
             await self._move(project, level)
         session_id = uuid.uuid4().hex
-        await self._journal.run(ops.create_session, session_id, project.id)
+        mode = request.params.punie.mode
+        await self._journal.run(ops.create_session, session_id, project.id, mode)
         project.turns += 1  # keeps it from being moved meanwhile
         try:
             await self._open(request, project, session_id)
@@ -242,7 +255,8 @@ class Switchboard:
 
     async def _open(self, request: router.NewSession, project: Project, session_id: str) -> None:
         worker = await self._workers.place(project)
-        await worker.open_session(session_id, project.id, [])
+        state = ops.SessionState(mode=request.params.punie.mode)
+        await worker.open_session(session_id, project.id, state)
         opening = Opening(session_id, request.connection, request.id)
         params = acp.with_punie(request.raw, SessionMeta(session_id=session_id))
         worker.request(session_id, acp.SESSION_NEW, params, opening)
@@ -271,6 +285,10 @@ class Switchboard:
 
     async def from_worker(self, worker: Worker[Pending], message: FromWorker) -> None:
         """Work on a worker's message, in order; waits while the journal is behind."""
+        if isinstance(message, StoreTrust):
+            if worker.has(message.project_id):
+                await self._stores.store(worker, message)
+            return
         if message.session_id not in worker.sessions:
             logs.get(child=worker.id).info("message.ignored", reason="its session is closed there")
             return
@@ -279,21 +297,8 @@ class Switchboard:
                 now = time.monotonic()
                 for instruction in self._routes.from_agent(worker.number, session_id, body, now):
                     await self._do_for_agent(worker, instruction)
-            case StoreDelta(session_id=session_id, ordinal=ordinal, data=data):
-                stored = await self._journal.submit(
-                    ops.store_delta, session_id, ordinal, message.prompt_id, data
-                )
-                self._confirm(worker, message.request_id, stored)
-            case EffectStarted(effect_id=effect, session_id=session_id, tool=tool):
-                stored = await self._journal.submit(
-                    ops.start_effect, effect, session_id, message.prompt_id, tool, message.arguments
-                )
-                self._confirm(worker, message.request_id, stored)
-            case EffectFinished(effect_id=effect, session_id=session_id, ok=ok, summary=summary):
-                stored = await self._journal.submit(
-                    ops.finish_effect, effect, session_id, ok, summary
-                )
-                self._confirm(worker, message.request_id, stored)
+            case StoreDelta() | StoreGrant() | EffectStarted() | EffectFinished():
+                await self._stores.store(worker, message)
             case _:
                 assert_never(message)
 
@@ -365,35 +370,3 @@ class Switchboard:
         if made:
             self.attach(opening.connection, opening.session_id)
         opening.over.set_result(made)
-
-    def _confirm(
-        self, worker: Worker[Pending], request_id: int, stored: asyncio.Future[None]
-    ) -> None:
-        def done(stored: asyncio.Future[None]) -> None:
-            worker.send_if_alive(to_worker.Stored(request_id=request_id, error=fault_of(stored)))
-
-        stored.add_done_callback(done)
-
-
-def _session_info(summary: ops.SessionSummary) -> dict[str, str]:
-    at = datetime.datetime.fromtimestamp(summary.updated_at, datetime.UTC)
-    info = {
-        "sessionId": summary.id,
-        "cwd": summary.root,
-        "updatedAt": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-    }
-    return info | ({"title": summary.title} if summary.title else {})
-
-
-def _next_cursor(last: ops.SessionSummary) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((last.updated_at, last.id))).decode()
-
-
-def _cursor(text: str | None) -> tuple[float, str] | None:
-    if text is None:
-        return None
-    try:
-        raw = base64.urlsafe_b64decode(text)
-        return msgspec.json.decode(raw, type=tuple[float, str])
-    except ValueError, msgspec.MsgspecError:
-        raise PunieError(InvalidRequest(message=f"unknown cursor {text[:80]!r}")) from None

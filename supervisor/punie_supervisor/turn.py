@@ -10,9 +10,14 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol import jsonrpc
-from punie_protocol.errors import WireError
+from punie_protocol.backends import Backend
+from punie_protocol.errors import ProcessLost, WireError
 from punie_protocol.jsonrpc import RpcError, RpcErrorData, RpcId
+from punie_supervisor.child_spec import MODEL_HOST
 from punie_supervisor.workers import Worker
+
+MAX_RESUMES: Final = 2
+"""Times a turn goes on after its worker was lost; what kills a worker each time ends then."""
 
 
 class Phase(StrEnum):
@@ -27,14 +32,17 @@ class Phase(StrEnum):
 _TRANSITIONS: Final = {
     Phase.ACCEPTING: {Phase.WAITING, Phase.ENDED},
     Phase.WAITING: {Phase.RUNNING, Phase.ENDED},
-    Phase.RUNNING: {Phase.ENDED},
+    Phase.RUNNING: {Phase.WAITING, Phase.ENDED},
     Phase.ENDED: set(),
 }
 
 
 class Turn:
     """One prompt under way. `waiters` are the connections and request ids to answer, `held` gives
-    back what it took: its place in the session, the model. `request_id` is its worker's."""
+    back what it took: its place in the session, the model. `request_id` is its worker's, `backend`
+    the server that answers instead of the model host. `resumes` counts the workers it lost and
+    went on after, `begun` says that one had it, `stored` are its deltas by then; `left` that nobody
+    sees it through any more."""
 
     def __init__(self, prompt_id: str, session_id: str, model: str | None, params: Raw) -> None:
         self.prompt_id = prompt_id
@@ -45,11 +53,18 @@ class Turn:
         self.waiters: list[tuple[int, RpcId]] = []
         self.worker: Worker[Pending] | None = None
         self.request_id = 0
+        self.backend: Backend | None = None
+        self.resumes = 0
+        self.begun = False
+        self.stored = 0
+        self.left = False
+        self.queue_ms = 0.0
         self.fault: WireError | None = None
         self.cancelled = False
         self.held = contextlib.ExitStack()
         self.preparation: asyncio.Task[Worker[Pending]] | None = None
         self.ended = asyncio.Event()
+        self._news = asyncio.Event()
         self.started = time.monotonic()
         self.last_progress = 0.0
 
@@ -57,6 +72,31 @@ class Turn:
         """Change phase; an edge that the table lacks is a defect."""
         assert phase in _TRANSITIONS[self.phase], (self.prompt_id, self.phase, phase)
         self.phase = phase
+
+    def may_resume(self, error: WireError) -> bool:
+        """Whether it goes on after `error`: a worker was lost, and not for the last time."""
+        lost = isinstance(error, ProcessLost) and error.process != MODEL_HOST
+        hindered = self.left or self.cancelled or self.fault is not None
+        return lost and not hindered and self.resumes < MAX_RESUMES
+
+    def resume(self) -> None:
+        """Go on with another worker: wakes who waits in `lost_or_ended`."""
+        if self.phase is Phase.RUNNING:
+            self.become(Phase.WAITING)
+        self.resumes += 1
+        self.worker = self.preparation = None
+        self._news.set()
+
+    def end(self) -> None:
+        """It is answered."""
+        self.ended.set()
+        self._news.set()
+
+    async def lost_or_ended(self) -> bool:
+        """Wait until it is to go on with another worker: true; or is answered: false."""
+        await self._news.wait()
+        self._news.clear()
+        return not self.ended.is_set()
 
     @property
     def ms(self) -> float:

@@ -2,67 +2,58 @@
 
 ::
 
+                        ┌────worker lost────┐
     ACCEPTING ─durable─► WAITING ─forwarded─► RUNNING ──► ENDED
         └────refused────────┴──failed, cancelled──────────▲
 
 A turn waits in the router for the turns before it in its session, for the model and for its
-worker. It ends by the worker's answer or the worker's end; its row in the journal is final before
-anyone hears of it. All who sent the same prompt id get the answer. One that no worker had begun
-when the daemon stopped is taken up by the next daemon, where it begins WAITING.
+worker. It ends by the worker's answer; its row in the journal is final before anyone hears of it.
+All who sent the same prompt id get the answer. One that no worker had begun when the daemon
+stopped is taken up by the next daemon, where it begins WAITING.
+
+A turn whose worker process ends goes on in the next one, `MAX_RESUMES` times: it keeps its place in
+the session and its model, the session is opened with what the journal has of it, and the prompt is
+sent again with `Resume`. One that is cancelled, and one that the daemon's end interrupts, does not;
+nor one that has used its attempts up: it may be what kills the worker.
 """
 
 import asyncio
-import time
 import uuid
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
-from msgspec import UNSET, Raw, UnsetType
+import msgspec
+from msgspec import UNSET, Raw
 
 from punie_protocol import jsonrpc
 from punie_protocol.client import (
-    ACCEPTED,
-    PROGRESS,
-    Accepted,
-    Progress,
     PromptMeta,
     ResultMeta,
+    Resume,
 )
 from punie_protocol.errors import (
     Internal,
     InvalidRequest,
     Overloaded,
+    ProcessLost,
     PunieError,
     WireError,
 )
 from punie_protocol.jsonrpc import Envelope, RpcId
 from punie_protocol.messages.common import Timings, Usage
-from punie_supervisor import acp, logs, router
+from punie_supervisor import acp, logs, router, telling
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.journal import Journal, fault_of
 from punie_supervisor.journal_ops import PromptState
-from punie_supervisor.model import ModelHost
+from punie_supervisor.models import Models
 from punie_supervisor.registry import Registry, Session
-from punie_supervisor.turn import Pending, Phase, Turn, error_raw
+from punie_supervisor.telling import Outbox
+from punie_supervisor.turn import MAX_RESUMES, Pending, Phase, Turn, error_raw
 from punie_supervisor.workers import Worker, WorkerPool
 
 MAX_SESSION_TURNS: Final = 16
 """Prompts of one session under way; further ones are refused."""
 MAX_PROMPT_ID: Final = 200
-PROGRESS_EVERY: Final = 0.25
-"""Seconds between two progress notifications of a prompt, at least."""
-
-
-class Outbox(Protocol):
-    """Where deliveries go: the switchboard."""
-
-    def deliver(self, deliveries: list[router.Delivery]) -> None:
-        """Send now, without waiting."""
-        ...
-
-    def attach(self, connection: int, session_id: str) -> None:
-        """Attach a connection, if it is still there."""
-        ...
 
 
 class Turns:
@@ -72,14 +63,14 @@ class Turns:
         self,
         journal: Journal,
         registry: Registry,
-        model: ModelHost,
+        models: Models,
         workers: WorkerPool[Pending],
         routes: router.Router,
         outbox: Outbox,
     ) -> None:
         self._journal = journal
         self._registry = registry
-        self._model = model
+        self._models = models
         self._workers = workers
         self._routes = routes
         self._outbox = outbox
@@ -87,9 +78,11 @@ class Turns:
 
     def prompt(self, request: router.Prompt) -> Coroutine[Any, Any, object]:
         """Take a prompt at once, so that a cancel right behind it finds it; return the work on it,
-        which ends when it is answered. Raises `PunieError` when another session has its id."""
+        which ends when it is answered. Raises `PunieError` when another session has its id, or its
+        model can be no model."""
         waiter = (request.connection, request.id)
         meta = request.params.punie
+        self._models.check(meta.model)
         prompt_id = meta.prompt_id if meta.prompt_id is not None else uuid.uuid4().hex
         session_id = request.params.session_id
         if turn := self._turns.get(prompt_id):
@@ -97,9 +90,10 @@ class Turns:
                 raise PunieError(_elsewhere(prompt_id))
             turn.waiters.append(waiter)
             if turn.phase is not Phase.ACCEPTING:
-                self._say_accepted(turn, [waiter])
+                telling.accepted(self._outbox, turn, [waiter])
             return turn.ended.wait()
-        turn = self._turns[prompt_id] = Turn(prompt_id, session_id, meta.model, request.raw)
+        params = acp.from_a_client(request.raw, meta)
+        turn = self._turns[prompt_id] = Turn(prompt_id, session_id, meta.model, params)
         turn.waiters.append(waiter)
         return self._see_through(turn)
 
@@ -114,9 +108,11 @@ class Turns:
 
     async def _see_through(self, turn: Turn) -> None:
         try:
-            await self._run_or_fail(turn)
-            await turn.ended.wait()
+            await self._run_or_fail(turn, self._run)
+            while await turn.lost_or_ended():
+                await self._run_or_fail(turn, self._run_again)
         finally:
+            turn.left = True
             if turn.preparation is not None:
                 turn.preparation.cancel()
             turn.held.close()
@@ -161,15 +157,26 @@ class Turns:
             fault = Internal(message="the worker's answer has neither result nor error")
             await self._end(turn, PromptState.FAILED, None, error_raw(fault))
 
-    async def lost(self, turn: Turn, error: WireError) -> None:
-        """Its worker ended."""
-        await self._end(turn, PromptState.INTERRUPTED, None, error_raw(error))
+    async def lost(self, turn: Turn, error: ProcessLost) -> None:
+        """Its worker ended: it goes on with another, or ends with that error."""
+        if turn.may_resume(error):
+            turn.resume()
+        else:
+            if turn.resumes:
+                text = f"{error.message}; this prompt lost {turn.resumes + 1} workers"
+                error = msgspec.structs.replace(error, message=text)
+            await self._end(turn, PromptState.INTERRUPTED, None, error_raw(error))
 
-    async def _run_or_fail(self, turn: Turn) -> None:
+    async def _run_or_fail(
+        self, turn: Turn, run: Callable[[Turn], Coroutine[Any, Any, None]]
+    ) -> None:
         try:
-            await self._run(turn)
+            await run(turn)
         except PunieError as error:
-            await self._fail(turn, error.error)
+            if turn.phase is Phase.WAITING and turn.may_resume(error.error):
+                turn.resume()
+            else:
+                await self._fail(turn, error.error)
         except Exception as error:  # noqa: BLE001 - a defect ends one prompt, and is logged
             logs.get(prompt=turn.prompt_id).exception("prompt.defect")
             await self._fail(turn, Internal(message=f"defect: {error!r}", hint="see: punie logs"))
@@ -185,8 +192,25 @@ class Turns:
         turn.held.enter_context(session.counted())
         if turn.phase is Phase.ACCEPTING and not await self._accept(turn, session):
             return
+        await self._start(turn, session, self._prepare)
+
+    async def _run_again(self, turn: Turn) -> None:
+        session = await self._registry.session(turn.session_id)
+        log = logs.get(session=session.id, prompt=turn.prompt_id)
+        log.warning("prompt.resumed", attempt=turn.resumes)
+        turn.last_progress = 0.0
+        text = f"the worker was lost: going on in another ({turn.resumes} of {MAX_RESUMES})"
+        telling.progress(self._outbox, turn, text, 0, 0)
+        await self._start(turn, session, self._prepare_again)
+
+    async def _start(
+        self,
+        turn: Turn,
+        session: Session,
+        prepare: Callable[[Turn, Session], Coroutine[Any, Any, Worker[Pending]]],
+    ) -> None:
         if not turn.cancelled:
-            turn.preparation = asyncio.create_task(self._prepare(turn, session))
+            turn.preparation = asyncio.create_task(prepare(turn, session))
             await asyncio.wait([turn.preparation])
         if turn.fault is not None:
             raise PunieError(turn.fault)
@@ -209,22 +233,37 @@ class Turns:
             return False
         turn.become(Phase.WAITING)
         logs.get(session=session.id, prompt=turn.prompt_id).info("prompt.accepted", ms=turn.ms)
-        self._say_accepted(turn, turn.waiters)
+        telling.accepted(self._outbox, turn, turn.waiters)
         return True
 
     async def _prepare(self, turn: Turn, session: Session) -> Worker[Pending]:
         await session.order.acquire()
         turn.held.callback(session.order.release)
-        await self._model.hold(
-            turn.model, lambda text, done, total: self._progress(turn, text, done, total)
+        await self._obtain_model(turn)
+        return await self._place(turn, session)
+
+    async def _prepare_again(self, turn: Turn, session: Session) -> Worker[Pending]:
+        if turn.backend is not None:
+            await self._obtain_model(turn)  # it may have been lost too; our host's is still held
+        worker = await self._place(turn, session)
+        begun = await self._journal.run(ops.begun_prompt, turn.prompt_id)
+        turn.params, turn.stored = Raw(begun.body), begun.stored
+        return worker
+
+    async def _obtain_model(self, turn: Turn) -> None:
+        turn.backend = await self._models.obtain(
+            turn.model,
+            lambda text, done, total: telling.progress(self._outbox, turn, text, done, total),
+            turn.held,
         )
-        turn.held.callback(self._model.release)
+
+    async def _place(self, turn: Turn, session: Session) -> Worker[Pending]:
         if not self._workers.is_ready(session.project.worker_id):
-            self._progress(turn, "starting worker", 0, 0)
+            telling.progress(self._outbox, turn, "starting worker", 0, 0)
         worker = await self._workers.place(session.project)
         if session.id not in worker.sessions:
-            deltas = await self._journal.run(ops.deltas, session.id)
-            await worker.open_session(session.id, session.project.id, deltas)
+            state = await self._journal.run(ops.session_state, session.id)
+            await worker.open_session(session.id, session.project.id, state)
         await self._mark_running(turn)
         return worker
 
@@ -240,11 +279,15 @@ class Turns:
 
     def _forward(self, turn: Turn, session: Session, worker: Worker[Pending]) -> None:
         # Nothing is awaited between the look at `cancelled` and RUNNING: no cancel gets lost.
-        meta = PromptMeta(prompt_id=turn.prompt_id, queue_ms=turn.ms)
+        resume = Resume(attempt=turn.resumes, stored=turn.stored) if turn.begun else None
+        turn.queue_ms = turn.queue_ms or turn.ms
+        meta = PromptMeta(
+            prompt_id=turn.prompt_id, queue_ms=turn.queue_ms, backend=turn.backend, resume=resume
+        )
         params = acp.with_punie(turn.params, meta)
         turn.params = Raw(b"")  # up to 8 MB, and the journal has it
         turn.request_id = worker.request(session.id, acp.SESSION_PROMPT, params, turn)
-        turn.worker = worker
+        turn.worker, turn.begun = worker, True
         turn.become(Phase.RUNNING)
 
     def _spoil(self, turn: Turn, error: WireError) -> None:
@@ -263,7 +306,7 @@ class Turns:
     async def _end_cancelled(self, turn: Turn, session: Session) -> None:
         meta = ResultMeta(
             prompt_id=turn.prompt_id,
-            model=self._model.name,
+            model=turn.model or self._models.name,
             isolation=session.project.isolation,
             usage=Usage(),
             timings_ms=Timings(total=turn.ms, queue=turn.ms),
@@ -317,7 +360,7 @@ class Turns:
             fault = Internal(message=text, hint="send it again with another promptId")
             self._conclude(turn, None, error_raw(fault))
         else:
-            self._say_accepted(turn, turn.waiters)
+            telling.accepted(self._outbox, turn, turn.waiters)
             response, error = row.response, row.error
             self._conclude(
                 turn,
@@ -328,36 +371,8 @@ class Turns:
     def _conclude(self, turn: Turn, result: Raw | None, error: Raw | None) -> None:
         # Forgotten before it is answered: its id, sent again from now on, is the journal's matter.
         del self._turns[turn.prompt_id]
-        self._answer(turn.waiters, result, error)
-        turn.ended.set()
-
-    def _answer(
-        self, waiters: list[tuple[int, RpcId]], result: Raw | None, error: Raw | None
-    ) -> None:
-        there: Raw | UnsetType = UNSET if result is None else result
-        fault: Raw | UnsetType = UNSET if error is None else error
-        self._outbox.deliver(
-            [
-                router.Send(to, jsonrpc.encode(Envelope(id=id, result=there, error=fault)))
-                for to, id in waiters
-            ]
-        )
-
-    def _say_accepted(self, turn: Turn, waiters: list[tuple[int, RpcId]]) -> None:
-        id = turn.session_id
-        body = jsonrpc.notification(ACCEPTED, Accepted(session_id=id, prompt_id=turn.prompt_id))
-        for connection in sorted({connection for connection, _ in waiters}):
-            self._outbox.attach(connection, id)
-            self._outbox.deliver([router.Send(connection, body)])
-
-    def _progress(self, turn: Turn, text: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - turn.last_progress < PROGRESS_EVERY:
-            return
-        turn.last_progress = now
-        progress = Progress(session_id=turn.session_id, text=text, done=done, total=total)
-        body = jsonrpc.notification(PROGRESS, progress)
-        self._outbox.deliver([router.Send(connection, body) for connection in turn.connections])
+        telling.answer(self._outbox, turn.waiters, result, error)
+        turn.end()
 
 
 def _elsewhere(prompt_id: str) -> InvalidRequest:

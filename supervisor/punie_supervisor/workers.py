@@ -9,7 +9,10 @@ from typing import Any, Final, Protocol, assert_never
 from msgspec import Raw
 
 from punie_protocol import jsonrpc
+from punie_protocol.backends import Backend
+from punie_protocol.client import PromptReport
 from punie_protocol.errors import (
+    Internal,
     InvalidRequest,
     LinkClosed,
     ProcessLost,
@@ -32,22 +35,30 @@ from punie_protocol.messages.to_supervisor import (
     Pong,
     ProjectFailed,
     ProjectReady,
+    PromptDescribed,
     Ready,
     StoreDelta,
+    StoreGrant,
+    StoreTrust,
     ToSupervisor,
 )
+from punie_protocol.permissions import Mode, PermissionSettings
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec
+from punie_supervisor.journal_ops import SessionState
 from punie_supervisor.keeper import Dialect, Keeper, KeeperState
 from punie_supervisor.registry import Project
 
 OPEN_TIMEOUT: Final = 30.0
 """Seconds a project half may take to start."""
+DESCRIBE_TIMEOUT: Final = 30.0
+"""Seconds a worker may take to say what a model is told."""
 
 HISTORY_CHUNK: Final = 4 * 1024 * 1024
 """Bytes of deltas in one frame, if there is more than one."""
 
-type FromWorker = AgentMessage | StoreDelta | EffectStarted | EffectFinished
+type FromSession = AgentMessage | StoreDelta | EffectStarted | EffectFinished | StoreGrant
+type FromWorker = FromSession | StoreTrust
 
 
 class Worker[P]:
@@ -62,6 +73,7 @@ class Worker[P]:
         self._child = child
         self._ids = ids
         self._projects: dict[str, asyncio.Future[None]] = {}
+        self._describing: dict[int, asyncio.Future[PromptReport]] = {}
 
     def send(self, message: Message) -> None:
         """Send. Raises `PunieError` (`ProcessLost`) when it is gone."""
@@ -99,6 +111,7 @@ class Worker[P]:
                     root=project.root,
                     isolation=project.isolation,
                     client_id=project.id,
+                    trusted=project.trusted,
                 )
             )
         try:
@@ -109,15 +122,22 @@ class Worker[P]:
             text = f"project {project.root} did not open within {OPEN_TIMEOUT:g} s"
             raise PunieError(TimedOut(message=text, limit_s=OPEN_TIMEOUT)) from None
 
-    async def open_session(self, session_id: str, project_id: str, deltas: list[bytes]) -> None:
+    async def open_session(self, session_id: str, project_id: str, state: SessionState) -> None:
         """Make a session known there, with its conversation; waits while the worker is slow to
         take a long one. Raises `PunieError`; when it ends early the session is not open."""
-        short = sum(map(len, deltas)) <= HISTORY_CHUNK
-        first, chunks = (deltas, []) if short else ([], history_chunks(deltas))
+        short = sum(map(len, state.deltas)) <= HISTORY_CHUNK
+        first, chunks = (state.deltas, []) if short else ([], history_chunks(state.deltas))
         self.sessions[session_id] = project_id
         try:
             self.send(
-                to_worker.OpenSession(session_id=session_id, project_id=project_id, deltas=first)
+                to_worker.OpenSession(
+                    session_id=session_id,
+                    project_id=project_id,
+                    deltas=first,
+                    mode=state.mode,
+                    grants=state.grants,
+                    effects=state.effects,
+                )
             )
             for chunk in chunks:
                 history = to_worker.SessionHistory(session_id=session_id, deltas=chunk)
@@ -139,6 +159,48 @@ class Worker[P]:
         if self._projects.pop(project_id, None):
             self.send_if_alive(to_worker.CloseProject(project_id=project_id, reason=reason))
 
+    def set_mode(self, session_id: str, mode: Mode) -> None:
+        """Tell a session's mode, if it is open here."""
+        if session_id in self.sessions:
+            self.send_if_alive(to_worker.SetMode(session_id=session_id, mode=mode))
+
+    def set_trust(self, project_id: str, digest: str) -> None:
+        """Tell that the user's trust has changed, if the project is here."""
+        if self.has(project_id):
+            self.send_if_alive(to_worker.TrustProject(project_id=project_id, trusted=digest))
+
+    async def describe(self, project_id: str, backend: Backend | None) -> PromptReport:
+        """Return what a model is told before the first prompt. Raises `PunieError`."""
+        id = next(self._ids)
+        answer: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
+        self._describing[id] = answer
+        try:
+            self.send(
+                to_worker.DescribePrompt(request_id=id, project_id=project_id, backend=backend)
+            )
+            async with asyncio.timeout(DESCRIBE_TIMEOUT):
+                return await answer
+        except TimeoutError:
+            text = f"{self.id} did not describe the prompt within {DESCRIBE_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=text, limit_s=DESCRIBE_TIMEOUT)) from None
+        finally:
+            del self._describing[id]
+
+    def described(self, message: PromptDescribed) -> None:
+        """It answered `DescribePrompt`; an answer that nobody waits for is dropped."""
+        answer = self._describing.get(message.request_id)
+        if answer is None or answer.done():
+            return
+        if message.report is not None:
+            answer.set_result(message.report)
+        else:
+            fault = message.error or Internal(message=f"{self.id} described nothing")
+            _fail(answer, RemoteError(fault))
+
+    def has(self, project_id: str) -> bool:
+        """Whether the project runs here, or is about to."""
+        return project_id in self._projects
+
     @property
     def projects(self) -> list[str]:
         """Ids of the projects that run here."""
@@ -157,7 +219,7 @@ class Worker[P]:
 
     def gone(self, error: ProcessLost) -> list[P]:
         """The process ended: fail what opens, return what waited for an answer."""
-        for future in self._projects.values():
+        for future in [*self._projects.values(), *self._describing.values()]:
             if not future.done():
                 _fail(future, PunieError(error))
         self.sessions.clear()
@@ -188,7 +250,7 @@ def history_chunks(deltas: list[bytes]) -> list[list[bytes]]:
     return chunks
 
 
-def _fail(future: asyncio.Future[None], error: PunieError) -> None:
+def _fail(future: asyncio.Future[Any], error: PunieError) -> None:
     future.set_exception(error)
     future.exception()  # it may be that nobody waits any more
 
@@ -213,6 +275,7 @@ class WorkerPool[P]:
         make_spec: Callable[[str], ChildSpec],
         model_socket: str,
         events: WorkerEvents[P],
+        permissions: PermissionSettings,
     ) -> None:
         self.keepers: dict[str, Keeper] = {}
         self._live: dict[str, Worker[P]] = {}
@@ -223,7 +286,11 @@ class WorkerPool[P]:
         self._ids = itertools.count(1)
         self._dialect = Dialect(
             welcome=to_worker.Welcome(
-                protocol=PROTOCOL, version=version(), limits=Limits(), model_socket=model_socket
+                protocol=PROTOCOL,
+                version=version(),
+                limits=Limits(),
+                model_socket=model_socket,
+                permissions=permissions,
             ),
             ping=lambda nonce: to_worker.Ping(nonce=nonce),
             stop=lambda reason, seconds: to_worker.Stop(reason=reason, deadline_s=seconds),
@@ -292,7 +359,16 @@ class WorkerPool[P]:
                 worker.opened(id, None)
             case ProjectFailed(project_id=id, error=error):
                 worker.opened(id, error)
-            case AgentMessage() | StoreDelta() | EffectStarted() | EffectFinished():
+            case PromptDescribed():
+                worker.described(message)
+            case (
+                AgentMessage()
+                | StoreDelta()
+                | EffectStarted()
+                | EffectFinished()
+                | StoreGrant()
+                | StoreTrust()
+            ):
                 await self._events.from_worker(worker, message)
             case ModelState() | Hello() | Ready() | Pong():
                 raise _unexpected(message)

@@ -177,7 +177,7 @@ def test_a_question_of_one_megabyte(user: Punie, projects: Path) -> None:
     )
     assert result.returncode == 1
     assert "tokens" in result.stderr
-    assert "2048" in result.stderr
+    assert "2,048" in result.stderr
     assert result.stdout == ""
     again = user.ask(projects / "json", "Which ones?", "--session", first["session_id"])
     assert "decoder.py" in again["answer"]

@@ -19,28 +19,46 @@ async def status(client: Client) -> dict[str, Any]:
     return await client.call("_punie/status")
 
 
-def test_a_killed_worker_loses_the_turn_and_nothing_else(punie_home: Path, tmp_path: Path):
+def test_a_turn_whose_workers_are_killed_goes_on_twice_and_nothing_else_is_lost(
+    punie_home: Path, tmp_path: Path
+):
     async def scenario():
         async with running(punie_home) as (_, paths), Client.connect(paths) as client:
             session = await client.session(tmp_path)
             await client.answer(session, "say kept")
             dying = await client.ask(session, "wait", promptId="p")
-            await client.until(lambda m: "waiting" in json.dumps(m))
-            pid = (await status(client))["workers"][0]["pid"]
-            os.kill(pid, signal.SIGKILL)
+            pids: list[int] = []
+            for _ in range(3):
+                pid = await waiting_in(client, pids)
+                pids.append(pid)
+                os.kill(pid, signal.SIGKILL)
             with pytest.raises(Failed) as failed:
                 await client.result(dying)
             assert failed.value.punie["type"] == "process_lost"
-            assert failed.value.punie["pid"] == pid
+            assert failed.value.punie["pid"] == pids[-1]
+            assert len(set(pids)) == 3
+            assert "this prompt lost 3 workers" in str(failed.value)
             assert await client.said(session, "history") == "kept"
             worker = (await status(client))["workers"][0]
-            assert worker["pid"] != pid
-            assert worker["restarts"] == 1
+            assert worker["pid"] not in pids
+            assert worker["restarts"] == 3
             with pytest.raises(Failed) as again:
                 await client.answer(session, "wait", promptId="p")
             assert again.value.punie == failed.value.punie
 
     asyncio.run(scenario())
+
+
+async def waiting_in(client: Client, besides: list[int]) -> int:
+    """Return the pid of the worker that says it waits, another than those in `besides`."""
+
+    def pid(message: dict[str, Any]) -> int:
+        update = message.get("params", {}).get("update", {})
+        text = update.get("content", {}).get("text", "")
+        return int(text.split()[-1]) if text.startswith("waiting in") else 0
+
+    found = await client.until(lambda m: pid(m) not in (0, *besides))
+    return pid(found)
 
 
 def test_what_a_worker_said_before_its_death_arrives_first(punie_home: Path, tmp_path: Path):
@@ -49,9 +67,10 @@ def test_what_a_worker_said_before_its_death_arrives_first(punie_home: Path, tmp
             session = await client.session(tmp_path)
             with pytest.raises(Failed, match="SIGKILL"):
                 await client.answer(session, "die")
-            assert client.updates()[0]["update"]["content"]["text"] == "last words"
+            said = [update["update"]["content"]["text"] for update in client.updates()]
+            assert said == ["last words"] * 3
             assert "error" in client.seen[-1]
-            assert await client.said(session, "history") == "before death"
+            assert await client.said(session, "history") == ",".join(["before death"] * 3)
 
     asyncio.run(scenario())
 

@@ -15,9 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+from punie_model_host.counting import MAX_WAITING
 from punie_protocol import errors
 from punie_protocol.codec import MessageDecoder, encode_frame
 from punie_protocol.handshake import accept_child, greet_model_host, version
@@ -31,23 +33,32 @@ from punie_protocol.messages.to_model_client import (
     PrefillProgress,
     Refused,
     TextDelta,
+    TokenCount,
     ToModelClient,
 )
 from punie_protocol.messages.to_model_host import (
     CancelGenerate,
     ClientHello,
+    CountTokens,
     Generate,
     LoadModel,
     Ping,
     Sampling,
     Stop,
+    ToolSchema,
     UserMessage,
     Welcome,
 )
 from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, Ready, ToSupervisor
+from punie_workers.model_client import ModelClient
+from punie_workers.models import Models
+from punie_workers.prompt_report import describe
+from punie_workers.prompts import ProjectParts
 from tests.support.tiny_model import make_tiny_model
 
 DEADLINE = 15.0
+EMBEDDED_LIMIT = 150
+TOLD_PARTS = ["core", "stubs", "tools", "project"]
 ROOT = Path(__file__).parents[2]
 PARENT = """\
 import subprocess, sys, time
@@ -436,6 +447,104 @@ def test_one_bad_request_ends_alone(models: Path, tmp_path: Path) -> None:
             assert (await answer(link, 2))[0] == "Hello there."
 
     run_host(models, tmp_path, "brief", test)
+
+
+async def counted(link: FrameLink[ToModelClient], request_id: int) -> TokenCount | Failed:
+    """Return the answer to a `CountTokens`."""
+    while True:
+        match await link.receive():
+            case (TokenCount() | Failed()) as message if message.request_id == request_id:
+                return message
+            case _:
+                continue
+
+
+def test_counts_tokens_as_an_answer_would_be_asked_for(models: Path, tmp_path: Path) -> None:
+    opening = len("<|im_start|>assistant\n") - len("<|im_start|>") + 1
+
+    async def test(host: RunningHost) -> None:
+        await host.state()
+        tool = ToolSchema(name="t", description="d", parameters='{"type": "object"}')
+        async with host.client() as link:
+            for number, text in enumerate(["hi", "<|im_end|> in a text"]):
+                request = msgspec.structs.replace(ask(number, text), tools=[tool])
+                await link.send(request)
+                _, end = await answer(link, number)
+                assert isinstance(end, Finished)
+                messages, tools = request.messages, request.tools
+                await link.send(CountTokens(request_id=99, messages=messages, tools=tools))
+                count = await counted(link, 99)
+                assert isinstance(count, TokenCount)
+                assert count.tokens + opening == end.usage.input_tokens
+
+    run_host(models, tmp_path, "brief", test)
+
+
+def test_counting_waits_for_no_answer_and_fails_alone(models: Path, tmp_path: Path) -> None:
+    async def test(host: RunningHost) -> None:
+        await host.state()
+        async with host.client() as link:
+            await link.send(ask(1))
+            await first_text(link)
+            user = UserMessage(text="hi")
+            bad = ToolSchema(name="t", description="d", parameters="[")
+            await link.send(CountTokens(request_id=2, messages=[]))
+            await link.send(CountTokens(request_id=3, messages=[user], tools=[bad]))
+            await link.send(CountTokens(request_id=4, messages=[user]))
+            for number in (2, 3):
+                failed = await counted(link, number)
+                assert isinstance(failed, Failed)
+                assert isinstance(failed.error, errors.InvalidRequest)
+            assert isinstance(await counted(link, 4), TokenCount)
+            assert (await host.pong()).busy == 1
+
+    run_host(models, tmp_path, "endless", test)
+
+
+def test_counts_are_bounded_and_need_a_model(models: Path, tmp_path: Path) -> None:
+    async def many(host: RunningHost) -> None:
+        await host.state()
+        async with host.client() as link:
+            big = UserMessage(text="word " * 20_000)
+            for number in range(MAX_WAITING + 1):
+                await link.send(CountTokens(request_id=number, messages=[big]))
+            refused = await counted(link, MAX_WAITING)
+            assert isinstance(refused, Failed)
+            assert isinstance(refused.error, errors.Overloaded)
+
+    async def none(host: RunningHost) -> None:
+        await host.state()
+        async with host.client() as link:
+            await link.send(CountTokens(request_id=1, messages=[UserMessage(text="hi")]))
+            failed = await counted(link, 1)
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, errors.ModelUnavailable)
+
+    run_host(models, tmp_path, "brief", many)
+    run_host(models, tmp_path, "torn", none)
+
+
+@pytest.mark.parametrize(("model", "names"), [("embedded", ["core"]), ("brief", TOLD_PARTS)])
+def test_what_a_model_is_told_is_reported(
+    models: Path, tmp_path: Path, model: str, names: list[str]
+) -> None:
+    """Through the worker's client. The embedded model's size is a promise."""
+
+    async def test(host: RunningHost) -> None:
+        assert (await host.state()).state is Load.READY
+        here = Models(ModelClient(str(host.socket)))
+        try:
+            info = await here.info(None)
+            report = await describe(here, info, None, ProjectParts("demo", "Use tabs."))
+        finally:
+            await here.close()
+        assert report.exact
+        assert [part.name for part in report.parts] == names
+        assert all(part.tokens > 0 for part in report.parts)
+        assert report.tokens == sum(part.tokens for part in report.parts)
+        assert model != "embedded" or report.tokens <= EMBEDDED_LIMIT
+
+    run_host(models, tmp_path, model, test)
 
 
 def test_stale_socket_is_replaced_and_a_file_is_not(models: Path, tmp_path: Path) -> None:

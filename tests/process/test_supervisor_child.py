@@ -14,14 +14,20 @@ from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Limits
-from punie_supervisor.child import MAX_LINE, MAX_LINES, Child, Exit
+from punie_protocol.permissions import PermissionSettings
+from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec, Restart
 from punie_supervisor.keeper import SILENCE, Dialect, Keeper, KeeperState
+from punie_supervisor.process import MAX_LINE, MAX_LINES
 from tests.support.supervisor_rig import alive, eventually
 
 DIALECT = Dialect(
     welcome=to_worker.Welcome(
-        protocol=PROTOCOL, version=version(), limits=Limits(), model_socket=""
+        protocol=PROTOCOL,
+        version=version(),
+        limits=Limits(),
+        model_socket="",
+        permissions=PermissionSettings(),
     ),
     ping=lambda nonce: to_worker.Ping(nonce=nonce),
     stop=lambda reason, seconds: to_worker.Stop(reason=reason, deadline_s=seconds),
@@ -31,10 +37,11 @@ import asyncio, socket, sys, os, signal, subprocess, time
 from punie_protocol.codec import encode_frame
 from punie_protocol.messages.to_supervisor import Ready
 from punie_protocol.handshake import hello
+from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages.common import Role
 import msgspec
 control = socket.socket(fileno=int(sys.argv[1]))
-def greet(protocol=1):
+def greet(protocol=PROTOCOL):
     greeting = msgspec.structs.replace(hello(Role.WORKER), protocol=protocol)
     control.sendall(encode_frame(greeting) + encode_frame(Ready()))
 """

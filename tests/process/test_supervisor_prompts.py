@@ -424,8 +424,8 @@ def test_a_conversation_longer_than_a_frame_is_opened_whole(punie_home: Path, tm
             await client.answer(session, "fill 2 9000000")
             with pytest.raises(Failed, match="SIGKILL"):
                 await client.answer(session, "die")
-            weight = 20 * 1_000_000 + 2 * 9_000_000 + len("before death")
-            assert await client.said(session, "weigh") == f"23 {weight}"
+            weight = 20 * 1_000_000 + 2 * 9_000_000 + 3 * len("before death")
+            assert await client.said(session, "weigh") == f"25 {weight}"
 
     asyncio.run(scenario())
 

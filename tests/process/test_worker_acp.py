@@ -172,7 +172,7 @@ def test_cancelling_a_program_leaves_nothing_running(tmp_path: Path, root: Path,
             assert kinds == [UserMessage, AssistantMessage, ToolMessage, UserMessage]
             told = case.host.requests[-1].messages[2]
             assert isinstance(told, ToolMessage)
-            assert "outcome is unknown" in told.text
+            assert "it had changed nothing" in told.text
 
     asyncio.run(main())
 

@@ -115,9 +115,10 @@ def test_children_see_an_allow_list(
     monkeypatch.setenv("LD_BIND_NOW", "1")
 
     async def main() -> None:
-        async with running(tmp_path, root, []) as case:
+        async with running(tmp_path, root, [reply(Say("hi"))]) as case:
             worker = psutil.Process(case.worker.pid)
             assert worker.cmdline()[0] == "punie-worker"
+            await case.worker.prompt("hello")  # a turn has a sandbox made ready
             await case.worker.until(worker.children)
             for child in worker.children(recursive=True):
                 assert not child.environ().keys() & {"SOME_API_KEY", "LD_BIND_NOW"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,8 @@ def root(tmp_path: Path) -> Path:
     (root / "ignored").mkdir()
     (root / "own").mkdir()
     (root / ".hidden").mkdir()
+    (root / "src" / "__pycache__").mkdir()
+    (root / "src" / "__pycache__" / "a.cpython-314.pyc").write_bytes(b"needle")
     (root / ".gitignore").write_text("ignored/\n*.log\n")
     (root / ".punieignore").write_text("own/\n")
     (root / "src" / "a.py").write_text("class A(ValueError):\n    pass\n")
@@ -84,26 +87,31 @@ def test_paths_stay_inside_and_errors_have_their_words(tmp_path: Path, root: Pat
 
 def test_line_windows(tmp_path: Path, root: Path) -> None:
     async def main() -> None:
-        (root / "lines.txt").write_text("\ufeff" + "".join(f"{n}\n" for n in range(1, 11)) + "end")
+        text = "\ufeff" + "".join(f"{n}\n" for n in range(1, 11)) + "end"
+        (root / "lines.txt").write_text(text)
+        digest = sha256(text.encode()).hexdigest()[:16]
         async with running(tmp_path, root) as case:
             windows = [
                 ((1, 3), "1\n2\n3\n", 1, 3, True),
                 ((10, 5), "10\nend", 10, 11, False),
                 ((12, 5), "", 12, 11, False),
             ]
-            for (start, most), text, first, last, truncated in windows:
+            for (start, most), window, first, last, truncated in windows:
                 _, told = await case.tool(
                     "read_file", {"path": "lines.txt", "start_line": start, "max_lines": most}
                 )
                 assert msgspec.json.decode(told) == {
-                    "text": text,
+                    "text": window,
                     "start_line": first,
                     "end_line": last,
                     "total_lines": 11,
                     "truncated": truncated,
+                    "encoding": "utf-8-sig",
+                    "content_hash": digest,
                 }
             _, told = await case.tool("read_file", {"path": "src/win.txt"})
-            assert msgspec.json.decode(told)["text"] == "one\ntwo\n"
+            read = msgspec.json.decode(told)
+            assert (read["text"], read["encoding"]) == ("one\ntwo\n", "utf-8")
 
     asyncio.run(main())
 
@@ -210,11 +218,15 @@ def test_what_programs_are_told(tmp_path: Path, root: Path) -> None:
         "print('one')\nprint()": "one\n",
         "search('(')": "error: invalid_pattern: regex parse error: unclosed group",
         "list_files(limit=0)": "error: invalid_request: list_files: Expected `int` >= 1",
-        "x = [0] * 100_000_000\nprint(len(x))": "error: memory_limit: more than 256 MB",
-        "for _ in range(1001):\n    read_file('src/a.py')": (
-            "error: call_limit: more than 1000 tool calls"
+        "x = [0] * 100_000_000\nprint(len(x))": (
+            "error: memory_limit: stopped: more than 256 MB of memory (keep less at once"
         ),
-        "import os\nprint(os.listdir('/'))": "error: PermissionError",
+        "for _ in range(1001):\n    read_file('src/a.py')": (
+            "error: call_limit: stopped, after the call in line 2: more than 1000 tool calls"
+        ),
+        "import os\nprint(os.listdir('/'))": (
+            'error: unsupported: Path.iterdir: not available in here: use list_files("*.py").files'
+        ),
         "print(open('/etc/passwd'))": "error: type_check: Name `open` used when not defined",
     }
 
@@ -271,7 +283,8 @@ def test_two_projects_in_one_worker_see_their_own_files(tmp_path: Path, root: Pa
             assert await case.code(code, "s2") == "only.py"
             assert "only.py" not in await case.code(code)
             told = await case.code('read_file("../project/src/a.py")', "s2")
-            assert told == "error: outside_root: '../project/src/a.py' is outside this project"
+            outside = "error: outside_root: '../project/src/a.py' is outside this project"
+            assert told == f"{outside} (line 1)"
             await worker.close_project("p2")
             turn = await worker.prompt("hello", "s2")
             assert turn.wire_error.message == "session 's2' is not open here"

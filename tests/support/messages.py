@@ -31,12 +31,14 @@ def _from(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901 (
             return st.lists(_from(item), max_size=3)
         case msgspec.inspect.EnumType(cls=cls):
             return st.sampled_from(list(cls))
-        case msgspec.inspect.IntType():
-            return st.integers(-(2**63), 2**64 - 1)
-        case msgspec.inspect.FloatType():
-            return st.floats(allow_nan=False)
-        case msgspec.inspect.StrType():
-            return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+        case msgspec.inspect.IntType(ge=ge, le=le):
+            return st.integers(-(2**63) if ge is None else ge, 2**64 - 1 if le is None else le)
+        case msgspec.inspect.FloatType(gt=gt, le=le):
+            above = gt is not None
+            return st.floats(gt, le, allow_nan=False, exclude_min=above)
+        case msgspec.inspect.StrType(min_length=least):
+            characters = st.characters(exclude_categories=["Cs"])
+            return st.text(characters, min_size=least or 0, max_size=20)
         case msgspec.inspect.BytesType():
             return st.binary(max_size=50)
         case msgspec.inspect.BoolType():

@@ -4,8 +4,10 @@ from typing import Any
 
 import msgspec
 
-from punie_protocol import errors
+from punie_protocol import client, errors
+from punie_protocol.backends import Backend
 from punie_protocol.messages import common, to_model_client, to_model_host, to_supervisor, to_worker
+from punie_protocol.permissions import Grant, Mode, PermissionSettings, Rule
 
 LIMITS = common.Limits(max_frame=1024, max_queued_frames=8)
 MODEL = common.ModelInfo(
@@ -43,12 +45,28 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             request_id=2,
             session_id="s1",
             prompt_id="q1",
+            ordinal=1,
             effect_id="e1",
             tool="edit_file",
             arguments=b"{}",
         ),
         to_supervisor.EffectFinished(
             request_id=3, session_id="s1", effect_id="e1", ok=True, summary="1 line changed"
+        ),
+        to_supervisor.StoreGrant(
+            request_id=4, session_id="s1", grant=Grant(key="edit", allow=True)
+        ),
+        to_supervisor.StoreTrust(request_id=5, project_id="p1", digest="abc"),
+        to_supervisor.PromptDescribed(
+            request_id=6,
+            report=client.PromptReport(
+                model="embedded",
+                style="learned",
+                exact=True,
+                tokens=5,
+                parts=[client.PromptPart(name="core", text="", tokens=5)],
+            ),
+            error=errors.Internal(message="no"),
         ),
         to_supervisor.ModelState(
             request_id=-1,
@@ -62,12 +80,42 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
         to_supervisor.Pong(nonce=5, busy=1),
     ],
     "to_worker": [
-        to_worker.Welcome(protocol=1, version="0.1.0", limits=LIMITS, model_socket="/run/m.sock"),
-        to_worker.OpenProject(
-            project_id="p1", root="/src/a", isolation=common.Isolation.PROCESS, client_id="c0ffee"
+        to_worker.Welcome(
+            protocol=1,
+            version="0.1.0",
+            limits=LIMITS,
+            model_socket="/run/m.sock",
+            permissions=PermissionSettings(
+                mode=Mode.TRUSTED, allow=[Rule(tool="edit", path="src/**", command="git push")]
+            ),
         ),
+        to_worker.OpenProject(
+            project_id="p1",
+            root="/src/a",
+            isolation=common.Isolation.PROCESS,
+            client_id="c0ffee",
+            trusted="abc",
+        ),
+        to_worker.TrustProject(project_id="p1", trusted="abc"),
         to_worker.CloseProject(project_id="p1", reason="idle"),
-        to_worker.OpenSession(session_id="s1", project_id="p1", deltas=[b"[]"]),
+        to_worker.OpenSession(
+            session_id="s1",
+            project_id="p1",
+            deltas=[b"[]"],
+            mode=Mode.ASK,
+            grants=[Grant(key="edit", allow=False)],
+            effects=[
+                to_worker.Effect(
+                    effect_id="e1", tool="edit_file", arguments=b"{}", ok=None, summary=""
+                )
+            ],
+        ),
+        to_worker.SetMode(session_id="s1", mode=Mode.READ_ONLY),
+        to_worker.DescribePrompt(
+            request_id=1,
+            project_id="p1",
+            backend=Backend(url="http://127.0.0.1:1/v1", name="m", key="k"),
+        ),
         to_worker.SessionHistory(session_id="s1", deltas=[b"[]"]),
         to_worker.CloseSession(session_id="s1", reason="deleted"),
         to_worker.ClientMessage(session_id="s1", body=b"{}"),
@@ -109,6 +157,7 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             sampling=to_model_host.Sampling(temperature=0.5, stop=["\n\n"]),
         ),
         to_model_host.CancelGenerate(request_id=9),
+        to_model_host.CountTokens(request_id=10, messages=[to_model_host.UserMessage(text="hi")]),
     ],
     "to_model_client": [
         to_model_client.ModelWelcome(protocol=1, version="0.1.0", limits=LIMITS, model=MODEL),
@@ -129,5 +178,6 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
         to_model_client.Failed(
             request_id=9, error=errors.Cancelled(message="cancelled"), usage=USAGE
         ),
+        to_model_client.TokenCount(request_id=10, tokens=7),
     ],
 }

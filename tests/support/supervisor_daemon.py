@@ -1,4 +1,5 @@
-"""A daemon with fake children as a process of its own: ``HOME [MODEL]``."""
+"""A daemon with fake children as a process of its own: ``HOME [config]``; with the second word it
+reads the config file."""
 
 import asyncio
 import os
@@ -14,7 +15,9 @@ from tests.support.supervisor_rig import PROGRAMS, paths_of
 
 async def main() -> None:
     logs.configure(sys.stderr)
-    daemon = Daemon(paths_of(Path(sys.argv[1])), Config(model="tiny"), programs=PROGRAMS)
+    paths = paths_of(Path(sys.argv[1]))
+    config = Config.load(paths) if sys.argv[2:] else Config(model="tiny")
+    daemon = Daemon(paths, config, programs=PROGRAMS)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop, "SIGTERM")
     await daemon.run(lambda: print(os.getpid(), flush=True))
 

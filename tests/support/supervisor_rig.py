@@ -42,9 +42,10 @@ def paths_of(home: Path) -> Paths:
 async def running(
     home: Path, *, model: str = "tiny", **options: Any
 ) -> AsyncGenerator[tuple[Daemon, Paths]]:
-    """Run a daemon while the context is open."""
+    """Run a daemon while the context is open; `config` instead of `model` for more settings."""
     paths = paths_of(home)
-    daemon = Daemon(paths, Config(model=model), programs=PROGRAMS, **options)
+    config = options.pop("config", Config(model=model))
+    daemon = Daemon(paths, config, programs=PROGRAMS, **options)
     listening = asyncio.Event()
     task = asyncio.create_task(daemon.run(listening.set))
     waiting = asyncio.create_task(listening.wait())

@@ -6,6 +6,11 @@ wait          an update, then until $/cancel_request
 fill N SIZE   N deltas of SIZE bytes
 weigh         answers with the number and the bytes of the deltas
 die | exit    SIGKILL to itself | exit code 0, in the middle of a turn
+die N         SIGKILL to itself until it is resumed for the Nth time, then answers like "state"
+state         answers with the mode, grants, effects and trust that it knows, and the prompt's meta
+grant | trust stores a grant | trust in the project
+timed META    answers with META, the JSON of a `ResultMeta`; "fails META" with an error that has it
+interrupted   an effect that starts and does not finish, then SIGKILL; resumed: answers like "state"
 garbage       bytes that are no frame
 flood N       N updates of 64 KB
 ask           a permission question; answers with the outcome
@@ -23,11 +28,15 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from punie_protocol import handshake
+from punie_protocol.client import PromptPart, PromptReport
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.link import FrameLink
 from punie_protocol.messages import to_supervisor, to_worker
 from punie_protocol.messages.common import Role
+from punie_protocol.permissions import Grant
 
 _decoder = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
 
@@ -35,10 +44,18 @@ _decoder = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
 class FakeWorker:
     """Everything the fake knows."""
 
-    def __init__(self, link: FrameLink[to_worker.ToWorker], control: socket.socket) -> None:
+    def __init__(
+        self,
+        link: FrameLink[to_worker.ToWorker],
+        control: socket.socket,
+        welcome: to_worker.Welcome,
+    ) -> None:
         self.link = link
+        self.welcome = welcome
         self.control = control
         self.sessions: dict[str, list[bytes]] = {}
+        self.opened: dict[str, to_worker.OpenSession] = {}
+        self.trusted: dict[str, str] = {}
         self.roots: dict[str, str] = {}
         self.stored: dict[int, asyncio.Future[Any]] = {}
         self.answers: dict[int, asyncio.Future[Any]] = {}
@@ -47,16 +64,26 @@ class FakeWorker:
         self.ids = iter(range(1, 1_000_000))
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: C901 (one case a message)
         async for message in self.link:
             match message:
+                case to_worker.Welcome():
+                    raise AssertionError(message)
                 case to_worker.OpenProject():
+                    self.trusted[message.project_id] = message.trusted
                     self.roots[message.project_id] = message.root
                     self.send(
                         to_supervisor.ProjectReady(project_id=message.project_id, activate_ms=1)
                     )
                 case to_worker.OpenSession():
                     self.sessions[message.session_id] = list(message.deltas)
+                    self.opened[message.session_id] = message
+                case to_worker.SetMode(session_id=id, mode=mode):
+                    self.opened[id] = msgspec.structs.replace(self.opened[id], mode=mode)
+                case to_worker.TrustProject():
+                    self.trusted[message.project_id] = message.trusted
+                case to_worker.DescribePrompt():
+                    self.describe(message)
                 case to_worker.SessionHistory():
                     self.sessions[message.session_id] += message.deltas
                 case to_worker.ClientMessage():
@@ -127,6 +154,29 @@ class FakeWorker:
             case "weigh":
                 deltas = self.sessions[session]
                 said = f"{len(deltas)} {sum(map(len, deltas))}"
+            case "die" if rest:
+                if params["_meta"]["punie"].get("resume", {}).get("attempt", 0) < int(rest):
+                    await self.delta(session, prompt, b"before death")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                said = self.state(session, params)
+            case "interrupted":
+                if "resume" not in params["_meta"]["punie"]:
+                    await self.start_effect(session, prompt, "e2")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                said = self.state(session, params)
+            case "timed":
+                meta = {"punie": json.loads(rest)}
+                self.agent(session, {"id": id, "result": {"stopReason": reason, "_meta": meta}})
+                return
+            case "fails":
+                data = {"meta": json.loads(rest)}
+                error = {"code": -32050, "message": "it failed", "data": data}
+                self.agent(session, {"id": id, "error": error})
+                return
+            case "state":
+                said = self.state(session, params)
+            case "grant" | "trust":
+                said = str(await self.store(session, verb, rest))
             case "die":
                 self.update(session, "last words")
                 await self.delta(session, prompt, b"before death")
@@ -166,19 +216,57 @@ class FakeWorker:
         )
         return await stored
 
-    async def effect(self, session: str, prompt: str) -> str:
+    def state(self, session: str, params: dict[str, Any]) -> str:
+        opened = self.opened[session]
+        return json.dumps(
+            {
+                "mode": opened.mode,
+                "grants": msgspec.to_builtins(opened.grants),
+                "effects": [[e.effect_id, e.tool, e.ok, e.summary] for e in opened.effects],
+                "trusted": self.trusted[opened.project_id],
+                "permissions": msgspec.to_builtins(self.welcome.permissions),
+                "meta": params["_meta"]["punie"],
+                "history": [delta.decode() for delta in self.sessions[session]],
+            }
+        )
+
+    def describe(self, message: to_worker.DescribePrompt) -> None:
+        if message.backend and message.backend.name == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        root = self.roots[message.project_id]
+        model = message.backend.url if message.backend else "ours"
+        part = PromptPart(name="core", text=root, tokens=1)
+        report = PromptReport(model=model, style="tools", exact=True, tokens=1, parts=[part])
+        self.send(to_supervisor.PromptDescribed(request_id=message.request_id, report=report))
+
+    async def store(self, session: str, verb: str, rest: str) -> Any:
+        id, stored = self.request()
+        grant = Grant(key="edit", allow=rest != "no")
+        project = self.opened[session].project_id
+        self.send(
+            to_supervisor.StoreGrant(request_id=id, session_id=session, grant=grant)
+            if verb == "grant"
+            else to_supervisor.StoreTrust(request_id=id, project_id=project, digest=rest)
+        )
+        return await stored
+
+    async def start_effect(self, session: str, prompt: str, effect: str) -> Any:
         id, stored = self.request()
         self.send(
             to_supervisor.EffectStarted(
                 request_id=id,
                 session_id=session,
                 prompt_id=prompt,
-                effect_id="e1",
+                ordinal=len(self.sessions[session]),
+                effect_id=effect,
                 tool="write_file",
                 arguments=b"{}",
             )
         )
-        first = await stored
+        return await stored
+
+    async def effect(self, session: str, prompt: str) -> str:
+        first = await self.start_effect(session, prompt, "e1")
         id, stored = self.request()
         self.send(
             to_supervisor.EffectFinished(
@@ -201,9 +289,10 @@ async def main() -> None:
     control = socket.socket(fileno=parser.parse_args().control_fd)
     print("fake worker starts", file=sys.stderr, flush=True)
     link = await FrameLink.over(control, _decoder, name="supervisor")
-    await handshake.greet_supervisor(link, Role.WORKER, to_worker.Welcome)
+    welcome = await handshake.greet_supervisor(link, Role.WORKER, to_worker.Welcome)
+    assert isinstance(welcome, to_worker.Welcome)
     await link.send(to_supervisor.Ready())
-    await FakeWorker(link, control.dup()).run()
+    await FakeWorker(link, control.dup(), welcome).run()
     link.close()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from punie_protocol import errors
-from punie_protocol.errors import LinkClosed
+from punie_protocol.errors import LinkClosed, PunieError
 from punie_supervisor.cli.exit_codes import ExitCode, exit_code, wire_exit_code
 from punie_supervisor.cli.main import resolve_model
 from punie_supervisor.clients.errors import DaemonUnreachable
@@ -77,6 +77,30 @@ def test_updates_of_newer_daemons_are_passed_over() -> None:
     assert collector.update(stray).kind is EventKind.OTHER
 
 
+def test_a_notice_is_no_thought() -> None:
+    collector = TurnCollector("s", "/p")
+    for notice, kind in ((True, EventKind.NOTICE), (False, EventKind.THOUGHT)):
+        thought = update(
+            "agent_thought_chunk",
+            content={"type": "text", "text": "hm"},
+            _meta={"punie": {"notice": notice}},
+        )
+        assert collector.update(thought).kind is kind
+    assert collector.report.answer == ""
+
+
+def test_what_a_call_came_to() -> None:
+    collector = TurnCollector("s", "/p")
+    collector.update(tool("t1", "edit_file"))
+    meta = {"outcome": "denied", "waitMs": 12.5, "durationMs": 1, "isolation": "process"}
+    done = update("tool_call_update", toolCallId="t1", status="failed", _meta={"punie": meta})
+    collector.update(done)
+    [call] = collector.report.tool_calls
+    assert (call.outcome, call.wait_ms, call.isolation, call.ok) == (
+        "denied", 12.5, "process", False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -110,6 +134,13 @@ def test_a_lost_daemon_is_unreachable(tmp_path) -> None:
 )
 def test_models_by_name_or_path(given_model: str | None, expected: str | None) -> None:
     assert resolve_model(given_model) == expected
+
+
+def test_a_server_is_no_folder() -> None:
+    assert resolve_model("http://localhost:1/v1#m") == "http://localhost:1/v1#m"
+    for wrong in ("ftp://x", "http://", "http://host:port/v1"):
+        with pytest.raises(PunieError, match="not a server's address"):
+            resolve_model(wrong)
 
 
 def test_a_relative_model_path_becomes_absolute(tmp_path, monkeypatch) -> None:

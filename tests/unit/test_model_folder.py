@@ -191,6 +191,7 @@ def test_profile_defaults_come_from_the_folder(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(values))
     profile = build(check_folder(folder)).profile
     assert profile.name == "model"
+    assert not profile.check_fences
     assert profile.prompt_style is PromptStyle.TOOLS
     assert profile.context_window == 1024
     assert profile.tool_call_format is ToolCallFormat.QWEN3_CODER
@@ -200,10 +201,12 @@ def test_profile_defaults_come_from_the_folder(folder: Path) -> None:
 
 def test_profile_file_wins(folder: Path) -> None:
     text = 'name = "mine"\nprompt_style = "learned"\ncontext_window = 99\nstop_tokens = ["<think>"]'
+    text += "\ncheck_fences = true"
     (folder / "profile.toml").write_text(f"{text}\n[sampling]\nmax_tokens = 7")
     loaded = build(check_folder(folder))
     think = loaded.tokenizer.encode("<think>", add_special_tokens=False)
     assert loaded.info.name == "mine"
+    assert loaded.info.check_fences
     assert (loaded.info.context_window, loaded.info.max_output_tokens) == (99, 7)
     assert loaded.info.prompt_style is PromptStyle.LEARNED
     assert loaded.stop_ids == {*think, loaded.tokenizer.eos_token_id}

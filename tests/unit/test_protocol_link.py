@@ -21,6 +21,7 @@ from punie_protocol.limits import MAX_QUEUED_FRAMES, PROTOCOL
 from punie_protocol.link import FrameLink
 from punie_protocol.messages import to_model_client, to_model_host, to_supervisor, to_worker
 from punie_protocol.messages.common import Limits, Role
+from punie_protocol.permissions import PermissionSettings
 
 SUPERVISOR = MessageDecoder[to_supervisor.ToSupervisor]("supervisor", to_supervisor.ToSupervisor)
 WORKER = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
@@ -137,7 +138,11 @@ def test_child_and_supervisor_greet() -> None:
             hello = await handshake.accept_child(supervisor)
             assert (hello.role, hello.protocol) == (Role.WORKER, PROTOCOL)
             welcome = to_worker.Welcome(
-                protocol=PROTOCOL, version="0", limits=Limits(), model_socket="/m"
+                protocol=PROTOCOL,
+                version="0",
+                limits=Limits(),
+                model_socket="/m",
+                permissions=PermissionSettings(),
             )
             await supervisor.send(welcome)
             assert await greeting == welcome

@@ -7,8 +7,23 @@ import pytest
 
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.interp_codec import decode_reply, encode_request
-from punie_protocol.tool_views import bind_arguments, parameters_schema, signature, stubs
-from punie_protocol.tools import TOOLS, ListFilesResult, ReadFile, Search
+from punie_protocol.tool_views import (
+    bind_arguments,
+    parameters_schema,
+    prompt_stubs,
+    result_classes,
+    signature,
+    stubs,
+)
+from punie_protocol.tools import TOOLS
+from punie_protocol.tools_files import ListFilesResult, ReadFile, Search
+
+FROZEN = {
+    "read_file": ["text", "start_line", "end_line", "total_lines", "truncated"],
+    "list_files": ["count", "truncated", "files"],
+    "search": ["match_count", "truncated", "matches"],
+}
+"""Later fields may come after these."""
 
 
 def test_names_and_result_fields_are_frozen() -> None:
@@ -16,16 +31,43 @@ def test_names_and_result_fields_are_frozen() -> None:
         name: [field.name for field in msgspec.structs.fields(tool.result)]
         for name, tool in TOOLS.items()
     }
-    assert fields["read_file"] == ["text", "start_line", "end_line", "total_lines", "truncated"]
-    assert fields["list_files"] == ["count", "truncated", "files"]
-    assert fields["search"] == ["match_count", "truncated", "matches"]
+    assert {
+        name: found[: len(FROZEN[name])] for name, found in fields.items() if name in FROZEN
+    } == FROZEN
+
+
+BUILTINS = {"map", "filter", "getattr", "hasattr", "setattr", "format"}
 
 
 def test_stub_is_python_with_every_code_mode_tool() -> None:
     tree = ast.parse(stubs())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert functions == {tool.name for tool in TOOLS.values() if tool.code_mode}
+    assert functions - BUILTINS == {tool.name for tool in TOOLS.values() if tool.code_mode}
+    assert functions >= BUILTINS
     assert "execute_code" not in functions
+
+
+def test_the_stub_of_the_prompt_says_the_same_in_one_line_each() -> None:
+    text = prompt_stubs()
+    tree = ast.parse(text)
+    assert len(tree.body) == len(text.splitlines())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == list(result_classes())
+    for node in classes:
+        fields = [ast.unparse(line).split(":")[0] for line in node.body]
+        assert fields == list(result_classes()[node.name].__struct_fields__)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions] == [t.name for t in TOOLS.values() if t.code_mode]
+    for tool in TOOLS.values():
+        assert not tool.code_mode or f"{signature(tool)}: ...  # {tool.doc}\n" in text
+    assert len(text) < 4200
+    assert text.isascii()
+
+
+def test_stubs_of_some_tools_hold_their_classes_only() -> None:
+    some = [TOOLS["search"], TOOLS["execute_code"]]
+    assert list(result_classes(some)) == ["Match", "SearchResult"]
+    assert prompt_stubs(some).count("\n") == 3
 
 
 def test_schema_is_a_flat_object() -> None:

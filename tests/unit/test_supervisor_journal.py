@@ -5,13 +5,17 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from punie_protocol.client import PerfReport
 from punie_protocol.errors import PunieError
 from punie_protocol.messages.common import Isolation
+from punie_protocol.permissions import Grant, Mode
 from punie_supervisor import journal_ops as ops
+from punie_supervisor import perf
 from punie_supervisor.journal import Journal
 from punie_supervisor.journal_ops import PromptState
 from punie_supervisor.journal_schema import MIGRATIONS
@@ -127,12 +131,101 @@ def test_effects_finish_once_and_only_after_their_start(tmp_path: Path):
         await fill(journal, "s")
         with pytest.raises(PunieError):
             await journal.run(ops.finish_effect, "e", "s", True, "")
-        await journal.run(ops.start_effect, "e", "s", "prompt-s", "write_file", b"{}")
+        await journal.run(ops.start_effect, "e", "s", "prompt-s", 0, "write_file", b"{}")
         await journal.run(ops.finish_effect, "e", "s", True, "")
         with pytest.raises(PunieError):
             await journal.run(ops.finish_effect, "e", "s", True, "")
 
     with_journal(tmp_path / "j.db", work)
+
+
+def test_the_effects_of_the_step_that_is_not_over_come_back(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s", "other")
+        for ordinal, effect in ((0, "done"), (1, "open"), (1, "half")):
+            prompt = ("s", "prompt-s", ordinal)
+            await journal.run(ops.start_effect, effect, *prompt, "write_file", b"{}")
+            if ordinal == 0:
+                await journal.run(ops.store_delta, "s", 0, "prompt-s", b"delta")
+        await journal.run(ops.finish_effect, "open", "s", False, "refused")
+        state = await journal.run(ops.session_state, "s")
+        assert state.deltas == [b"delta"]
+        found = [(one.effect_id, one.ok, one.summary) for one in state.effects]
+        assert found == [("open", False, "refused"), ("half", None, "")]
+        assert (await journal.run(ops.session_state, "other")).effects == []
+        assert await journal.run(ops.begun_prompt, "prompt-s") == ops.BegunPrompt(b"{}", 1)
+        with pytest.raises(PunieError, match="no session nobody"):
+            await journal.run(ops.session_state, "nobody")
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_arguments_of_effects_come_back_as_far_as_they_fit(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        big = bytes(ops.MAX_STEP_ARGUMENTS // 2 + 1)
+        for effect in ("a", "b"):
+            await journal.run(ops.start_effect, effect, "s", "prompt-s", 0, "write_file", big)
+        effects = (await journal.run(ops.session_state, "s")).effects
+        assert [len(effect.arguments) for effect in effects] == [len(big), 0]
+
+    with_journal(tmp_path / "j.db", work)
+
+
+def test_mode_grants_and_trust_are_kept(tmp_path: Path):
+    async def work(journal: Journal) -> None:
+        await fill(journal, "s")
+        assert await journal.run(ops.session_state, "s") == ops.SessionState()
+        await journal.run(ops.set_mode, "s", Mode.TRUSTED)
+        for allow in (True, False):
+            await journal.run(ops.store_grant, "s", Grant(key="edit", allow=allow))
+        for digest in ("one", "two"):
+            await journal.run(ops.set_trust, "p", digest)
+
+    async def again(journal: Journal) -> None:
+        state = await journal.run(ops.session_state, "s")
+        assert state.mode is Mode.TRUSTED
+        assert state.grants == [Grant(key="edit", allow=False)]
+        assert (await journal.run(ops.session, "s")).project.trusted == "two"
+        await journal.run(ops.set_trust, "p", "")
+        project = await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+        assert project.trusted == ""
+        with pytest.raises(PunieError, match="no session nobody"):
+            await journal.run(ops.set_mode, "nobody", Mode.ASK)
+
+    with_journal(tmp_path / "j.db", work)
+    with_journal(tmp_path / "j.db", again)
+
+
+def test_a_journal_of_version_1_keeps_what_it_has(tmp_path: Path):
+    path = tmp_path / "j.db"
+    db = sqlite3.connect(path)
+    db.executescript(
+        MIGRATIONS[0]
+        + """
+        PRAGMA user_version = 1;
+        INSERT INTO projects VALUES ('p', '/p', 'process', 1.0);
+        INSERT INTO sessions VALUES ('s', 'p', 'old title', 1.0, 2.0, 3);
+        INSERT INTO prompts VALUES ('a', 's', 0, 'done', '{}', 'end_turn', '{}', 1.0, 2.0, NULL);
+        INSERT INTO prompts VALUES ('b', 's', 1, 'accepted', '{}', NULL, NULL, 2.0, NULL, NULL);
+        INSERT INTO deltas VALUES ('s', 0, 'a', 'delta');
+        INSERT INTO effects VALUES ('e', 's', 'a', 'write_file', '{}', 1.0, NULL, NULL, NULL);
+        INSERT INTO updates VALUES ('s', 1, 'a', '{}');
+        """.replace("'{}'", "x'7b7d'").replace("'delta'", "x'64'")
+    )
+    db.close()
+
+    async def work(journal: Journal) -> None:
+        assert await journal.run(ops.session_state, "s") == ops.SessionState(deltas=[b"d"])
+        assert await journal.run(ops.accepted_prompts) == [ops.AcceptedPrompt("b", "s", b"{}")]
+        assert await journal.run(ops.append_update, "s", "b", b"{}") == 3
+        await journal.run(ops.start_effect, "new", "s", "b", 1, "write_file", b"{}")
+        effects = (await journal.run(ops.session_state, "s")).effects
+        assert [effect.effect_id for effect in effects] == ["new"]
+
+    with_journal(path, work)
+    found = msgspec.json.decode(perf.report(path, "s", None, 10), type=PerfReport).turns
+    assert [(turn.prompt_id, turn.title, turn.meta) for turn in found] == [("a", "old title", None)]
 
 
 def test_a_full_disk_refuses_and_later_goes_on(tmp_path: Path):

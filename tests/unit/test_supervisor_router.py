@@ -154,6 +154,19 @@ def test_a_question_goes_out_once_and_comes_back_with_the_agents_id():
     assert isinstance(routes.from_client(5, body(id=id, result={}))[0], router.Ignored)
 
 
+def test_who_cannot_ask_leaves_the_question_to_the_others():
+    routes = Router()
+    routes.attach(5, "s")
+    routes.attach(6, "s")
+    ask = body(id="agent-1", method="session/request_permission").encode()
+    first, _ = routes.from_agent(9, "s", ask, 0.0)
+    no = body(id=sent(first)[1]["id"], error={"code": -32601, "message": "cannot"})
+    assert routes.from_client(5, no) == []
+    [last] = routes.from_client(6, no)
+    assert isinstance(last, router.ToAgent)
+    assert json.loads(last.body)["error"]["message"] == "cannot"
+
+
 def test_a_held_question_waits_for_someone_and_is_rejected_in_the_end():
     routes = Router(question_timeout=10.0)
     ask = body(id=1, method="session/request_permission").encode()

@@ -11,19 +11,26 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from punie_protocol.errors import ModelUnavailable, PunieError
+from punie_protocol.errors import ModelUnavailable, ProcessLost, PunieError, WireError
 from punie_protocol.messages.common import Isolation
 from punie_supervisor import acp, router
 from punie_supervisor import journal_ops as ops
+from punie_supervisor.child_spec import MODEL_HOST
 from punie_supervisor.journal import Journal
 from punie_supervisor.registry import Registry
+from punie_supervisor.turn import MAX_RESUMES, Phase, Turn
 from punie_supervisor.turns import Turns
 
 
 class NoModel:
     """A model that is never there."""
 
-    async def hold(self, *_: Any) -> None:
+    name = "none"
+
+    def check(self, model: str | None) -> None:
+        pass
+
+    async def obtain(self, *_: Any) -> None:
         raise PunieError(ModelUnavailable(message="there is no model"))
 
 
@@ -98,3 +105,53 @@ def test_an_outcome_that_cannot_be_stored_is_not_given_as_the_answer(
         await journal.close()
 
     asyncio.run(scenario())
+
+
+WORKER_LOST = ProcessLost(message="lost", process="worker-1", pid=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "resumes", "state", "goes_on"),
+    [
+        (WORKER_LOST, 0, {}, True),
+        (WORKER_LOST, MAX_RESUMES - 1, {}, True),
+        (WORKER_LOST, MAX_RESUMES, {}, False),
+        (WORKER_LOST, 0, {"cancelled": True}, False),
+        (WORKER_LOST, 0, {"left": True}, False),
+        (WORKER_LOST, 0, {"fault": WORKER_LOST}, False),
+        (ProcessLost(message="lost", process=MODEL_HOST, pid=1), 0, {}, False),
+        (ModelUnavailable(message="none"), 0, {}, False),
+    ],
+)
+def test_what_a_turn_goes_on_after(
+    error: WireError, resumes: int, state: dict[str, Any], goes_on: bool
+):
+    async def scenario() -> None:
+        turn = Turn("p", "s", None, Raw(b"{}"))
+        turn.become(Phase.WAITING)
+        for _ in range(resumes):
+            turn.become(Phase.RUNNING)
+            turn.resume()
+            assert await turn.lost_or_ended()
+        for name, value in state.items():
+            setattr(turn, name, value)
+        assert turn.may_resume(error) is goes_on
+        turn.end()
+        assert not await turn.lost_or_ended()
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_without_our_members_keeps_its_bytes():
+    raw = Raw(b'{"sessionId": "s",  "_meta":{"punie":{"promptId":"p"}}}')
+    assert acp.from_a_client(raw, acp.params(raw, acp.Prompt).punie) is raw
+
+
+def test_members_of_the_supervisor_are_taken_out_of_a_prompt_and_nothing_else():
+    raw = Raw(
+        b'{"prompt":[1.50],"_meta":{"other":1.50,"punie":{"backend":{"url":"u"},"queueMs":1,'
+        b'"x":1.50,"resume":{"attempt":1,"stored":0}}}}'
+    )
+    meta = acp.params(Raw(bytes(raw)[:-1] + b',"sessionId":"s"}'), acp.Prompt).punie
+    left = acp.from_a_client(raw, meta)
+    assert bytes(left) == b'{"prompt":[1.50],"_meta":{"other":1.50,"punie":{"x":1.50}}}'

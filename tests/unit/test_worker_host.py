@@ -2,20 +2,28 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
+from punie_protocol.client import PromptMeta
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.errors import Internal, PunieError
 from punie_protocol.link import FrameLink
-from punie_protocol.messages.to_worker import Stored, ToWorker
-from punie_protocol.tools import TOOLS, Arguments, ListFiles, Result
+from punie_protocol.messages.common import Isolation
+from punie_protocol.messages.to_worker import ToWorker
+from punie_protocol.tool_types import Arguments, Result
+from punie_protocol.tools import TOOLS
+from punie_protocol.tools_files import ListFiles
 from punie_workers.code_mode import CodeMode
+from punie_workers.ledger import Ledger
+from punie_workers.manners import TurnLimits
 from punie_workers.outlet import Outlet
-from punie_workers.tools import ReadTools
+from punie_workers.project_tools import ProjectTools
+from punie_workers.tool_clock import ToolClock
 from punie_workers.turn_tools import TurnTools
 from punie_workers.updates import Updates
-from punie_workers.worker import Worker
+from tests.support.samples import MODEL
 
 
 async def linked() -> tuple[FrameLink[ToWorker], socket.socket]:
@@ -26,35 +34,53 @@ async def linked() -> tuple[FrameLink[ToWorker], socket.socket]:
 def test_an_answer_of_the_journal_after_its_deadline_is_dropped() -> None:
     async def main() -> None:
         link, peer = await linked()
-        worker = Worker(link, "/nowhere")
-        late = asyncio.get_running_loop().create_future()
-        late.cancel()
-        worker._storing[1] = late
-        worker._take(Stored(request_id=1))
-        assert worker._storing == {}
+        ledger = Ledger(link)
+        storing = asyncio.create_task(ledger.trust("p1", "digest"))
+        await asyncio.sleep(0)
+        (request_id,) = ledger._waiting
+        storing.cancel()
+        ledger.stored(request_id, None)
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        ledger.stored(request_id, None)
+        assert ledger._waiting == {}
         link.abort("test over")
         peer.close()
 
     asyncio.run(main())
 
 
-class _Broken(ReadTools):
+class _Broken(ProjectTools):
     def __init__(self) -> None:
         pass
 
-    async def run(self, arguments: Arguments) -> Result:
+    async def read(self, arguments: Arguments) -> Result:
         raise ZeroDivisionError("a defect")
 
 
 def test_a_defect_of_a_tool_is_told_to_the_model(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         link, peer = await linked()
-        updates = Updates("s1", "q1", Outlet(link, "s1"))
-        tools = TurnTools(_Broken(), CodeMode(), updates, "q1", 1000)
+        updates = Updates(
+            "s1", "q1", Outlet(link, "s1"), root="/nowhere", isolation=Isolation.PROCESS
+        )
+        nobody: Any = None  # a call that reads asks nobody and is kept nowhere
+        tools = TurnTools(
+            _Broken(),
+            CodeMode(),
+            nobody,
+            nobody,
+            updates,
+            ToolClock(Isolation.PROCESS, 0.0),
+            prompt_id="q1",
+            meta=PromptMeta(),
+            info=MODEL,
+            limits=TurnLimits(),
+        )
         told = await tools.call("list_files", {})
         assert told == "error: internal: list_files: ZeroDivisionError: a defect"
         with pytest.raises(PunieError) as nested:
-            await tools._run(TOOLS["list_files"], ListFiles(), "c1", "p1")
+            await tools._run(TOOLS["list_files"], ListFiles(), None)
         assert isinstance(nested.value.error, Internal)
         link.abort("test over")
         peer.close()

@@ -4,7 +4,7 @@ import asyncio
 import marshal
 import os
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import interpreters
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from punie_protocol import interp_codec
 from punie_protocol.errors import Internal, Overloaded, PunieError, TimedOut, ToolFailed
 from punie_protocol.limits import MAX_READ_FILE
-from punie_protocol.tools import ListFiles
+from punie_protocol.tools_files import ListFiles
 from punie_workers import project_half
+from punie_workers.file_tools import FileTools
 from punie_workers.halves import MAX_ABANDONED, Abandoned, Halves
 from punie_workers.interp import files, ripgrep, wire
 from punie_workers.interp.failures import Failure, Kind
@@ -24,7 +25,6 @@ from punie_workers.interp.globs import Globs, expand_braces
 from punie_workers.interp.ignore import Ignore
 from punie_workers.interp.paths import Root
 from punie_workers.project_half import MAX_WAITING, HalfState, ProjectHalf
-from punie_workers.tools import ReadTools
 
 NOTHING = interp_codec.encode_request(
     "list_files", {"output": b"", "prefix": "", "pattern": "*", "limit": 1, "complete": True}
@@ -210,6 +210,21 @@ def test_many_rules_on_many_files_are_one_match_a_path(rule: str) -> None:
     assert rules.hides("a/b/x.hidden")
 
 
+def test_what_tools_put_beside_sources_is_not_listed(tmp_path: Path) -> None:
+    names = ["a.py", "__pycache__/a.pyc", "d/__pycache__/b.pyc", "node_modules/x/y.js", "d/c.pyc"]
+    output = b"".join(f"./{name}\0".encode() for name in names)
+    root = Root(str(tmp_path))
+
+    def listed(output: bytes, prefix: str = "") -> list[str]:
+        return ripgrep.list_files(root, output, prefix, "*", 9, True)["files"]
+
+    assert listed(output) == ["a.py", "d/c.pyc"]
+    assert listed(b"./y.js\0", "node_modules/x") == ["node_modules/x/y.js"], "asked for by name"
+    (tmp_path / ".punieignore").write_text("*.pyc\n!node_modules/\n")
+    assert listed(output) == ["a.py", "node_modules/x/y.js"]
+    root.close()
+
+
 def test_a_match_is_of_the_file_that_has_it(tmp_path: Path) -> None:
     """A newline in a name ends no record; a name that is not UTF-8 is counted and left out."""
     warning = (
@@ -241,7 +256,9 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "entry = punie_workers.interp.entry\n"
         "entry.really = entry.handle\n"
         "def handle(request):\n"
+        f"    if b'burn time' in request: open({str(tmp_path / 'entered')!r}, 'w').close()\n"
         f"    while b'burn time' in request and not os.path.exists({str(release)!r}): pass\n"
+        f"    if b'counted' in request: open({str(tmp_path / 'counter')!r}, 'a').write('x')\n"
         "    return entry.really(request)\n"
         "entry.handle = handle\n"
     )
@@ -250,6 +267,9 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     release.touch()
 
 
+COUNTED = interp_codec.encode_request(
+    "read_file", {"path": "counted", "start_line": 1, "max_lines": 1}
+)
 HANG = interp_codec.encode_request(
     "read_file", {"path": "burn time", "start_line": 1, "max_lines": 1}
 )
@@ -282,27 +302,56 @@ def descriptors() -> int:
 
 
 def test_a_folder_opened_for_nobody_is_closed(tmp_path: Path, hanging: Path) -> None:
-    """Cancelled while its interpreter is busy, a listing leaves no descriptor behind."""
+    """A listing cancelled while its folder is being opened leaves no descriptor behind."""
+    (tmp_path / "burn time").mkdir()
 
     async def main() -> None:
         halves = Halves(str(tmp_path), Abandoned(lambda: None))
         await halves.start()
-        tools = ReadTools(halves)
-        busy = asyncio.create_task(halves.call(HANG, dict))
-        calls = [asyncio.create_task(tools.run(ListFiles())) for _ in range(8)]
-        await asyncio.sleep(0)
+        tools = FileTools(halves)
         before = descriptors()
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        opening = asyncio.create_task(tools.run(ListFiles(path="burn time")))
+        await until((tmp_path / "entered").exists)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
         os.close(os.open(hanging, os.O_CREAT))
-        with pytest.raises(PunieError):
-            await busy
         async with asyncio.timeout(5):
-            await halves.call(NOTHING, dict)  # the folders were opened before it
-            while descriptors() > before:  # noqa: ASYNC110 (no event to wait for)
-                await asyncio.sleep(0.005)
+            await halves.call(NOTHING, dict)  # the folder was opened before it
+        await until(lambda: descriptors() <= before)
         halves.stop()
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (no event to wait for)
+            await asyncio.sleep(0.002)
+
+
+def test_a_cancelled_call_that_has_not_begun_never_runs(tmp_path: Path, hanging: Path) -> None:
+    """The other interpreter counts what it runs."""
+
+    async def main() -> None:
+        half = ProjectHalf(str(tmp_path))
+        await half.start()
+        busy = asyncio.create_task(half.call(HANG, dict))
+        await until((tmp_path / "entered").exists)
+        calls = [asyncio.create_task(half.call(COUNTED, dict)) for _ in range(8)]
+        await asyncio.sleep(0)
+        for call in calls[1:]:
+            call.cancel()
+        await asyncio.gather(*calls[1:], return_exceptions=True)
+        os.close(os.open(hanging, os.O_CREAT))
+        with pytest.raises(PunieError, match="burn time"):
+            await busy
+        with pytest.raises(PunieError, match="counted"):
+            await calls[0]
+        await half.call(NOTHING, dict)
+        assert (tmp_path / "counter").read_text() == "x"
+        half.stop()
+        await asyncio.to_thread(half.join, 5.0)
 
     asyncio.run(main())
 

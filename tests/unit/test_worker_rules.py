@@ -17,19 +17,14 @@ from pydantic_ai.messages import (
 )
 
 from punie_protocol.errors import InvalidRequest, ToolFailed
-from punie_protocol.tools import (
-    ExecuteCode,
-    ListFilesResult,
-    Match,
-    ReadFileResult,
-    SearchResult,
-)
-from punie_workers.chat import fitting_start, start_within, to_chat, turn_starts
+from punie_protocol.messages.to_model_host import AssistantMessage, SystemMessage, UserMessage
+from punie_protocol.tools_code import ExecuteCode
+from punie_protocol.tools_files import ListFilesResult, Match, ReadFileResult, SearchResult
+from punie_workers.chat import size, split_turns, to_chat, turn_starts
 from punie_workers.coalescer import DELAY, FIRST_DELAY, SIZE, Block, BlockKind, Chunk, Coalescer
 from punie_workers.code_errors import error_text
 from punie_workers.conversation import INTERRUPTED, dangling_answers
 from punie_workers.display import LIMIT, shown
-from punie_workers.prompts import system_prompt, tool_schemas
 from punie_workers.updates import title
 
 ONE = Block(BlockKind.MESSAGE, "m1")
@@ -107,22 +102,32 @@ def test_turns_begin_at_prompts() -> None:
     ]
 
 
-def test_whole_turns_are_left_out_until_it_may_fit() -> None:
-    history = [message for n in range(10) for message in turn(f"{n}" * 100, "x" * 100)]
-    assert fitting_start(history, 0, 1000, 1001) == 2
-    assert fitting_start(history, 2, 1000, 1001) == 4
-    assert fitting_start(history, 0, 1000, 2000) == 10
-    assert fitting_start(history, 0, 1000, 10**9) == 18
-    assert fitting_start(history, 18, 1000, 1001) is None
-    assert fitting_start(turn("a", "b"), 0, 1000, 1001) is None
+def test_the_context_comes_before_the_conversation() -> None:
+    assert to_chat(turn("a", "b"), "rules", "project") == [
+        SystemMessage(text="rules"),
+        UserMessage(text="project"),
+        UserMessage(text="a"),
+        AssistantMessage(text="b"),
+    ]
 
 
-def test_what_can_never_fit_is_not_tried() -> None:
-    history = [message for n in range(10) for message in turn(f"{n}" * 1000, "x" * 1000)]
-    assert start_within(history, 100_000) == 0
-    assert start_within(history, 5000) == 16
-    assert start_within(history, 10) == 18
-    assert start_within([], 10) == 0
+def test_a_prompt_behind_results_begins_a_turn_of_its_own() -> None:
+    """As pydantic-ai merges the answer to an interrupted call with the next prompt."""
+    merged = ModelRequest(
+        parts=[ToolReturnPart("search", "y", "c1"), UserPromptPart("c"), UserPromptPart("d")]
+    )
+    history: list[ModelMessage] = [*turn("a", "b")[:1], ModelResponse(parts=[CALL]), merged]
+    pieces = split_turns(history)
+    assert turn_starts(pieces) == [0, 3, 4]
+    assert to_chat(pieces) == to_chat(history)
+    assert split_turns(pieces) == pieces
+    assert sum(map(size, pieces)) >= sum(map(size, history))
+
+
+def test_the_length_of_a_message_is_that_of_its_texts() -> None:
+    plain = size(ModelResponse(parts=[TextPart("")]))
+    assert size(ModelResponse(parts=[TextPart("x" * 1000)])) == plain + 1000
+    assert size(ModelResponse(parts=[ToolCallPart("search", {"a": 1}, "c1")])) > plain
 
 
 def test_what_is_shown_is_cut_and_says_so() -> None:
@@ -130,7 +135,13 @@ def test_what_is_shown_is_cut_and_says_so() -> None:
     listing = ListFilesResult(count=200, truncated=False, files=files)
     assert shown(listing) == msgspec.to_builtins(listing)
     read = ReadFileResult(
-        text="\x00" * 2_000_000, start_line=1, end_line=1, total_lines=1, truncated=False
+        text="\x00" * 2_000_000,
+        start_line=1,
+        end_line=1,
+        total_lines=1,
+        truncated=False,
+        encoding="utf-8",
+        content_hash="0" * 16,
     )
     cut = shown(read)
     assert cut["_cut"] > 11_000_000
@@ -162,23 +173,10 @@ def test_open_tool_calls_are_answered() -> None:
     assert isinstance(request, ModelRequest)
     (part,) = request.parts
     assert isinstance(part, ToolReturnPart)
-    assert (part.tool_call_id, part.content) == ("c1", INTERRUPTED)
+    assert (part.tool_call_id, part.content) == ("c1", f"{INTERRUPTED}; it had changed nothing")
     assert dangling_answers([*history, request]) == []
     assert dangling_answers(turn("a", "b")) == []
     assert dangling_answers([]) == []
-
-
-def test_the_system_prompt_is_stable_and_compact() -> None:
-    prompt = system_prompt("punie")
-    assert prompt == system_prompt.__wrapped__("punie")
-    assert prompt != system_prompt("other")
-    assert len(prompt) < 4500
-    assert [schema.name for schema in tool_schemas()] == [
-        "read_file",
-        "list_files",
-        "search",
-        "execute_code",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,18 @@ from punie_protocol import jsonrpc
 from punie_protocol.client import PromptMeta
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Envelope, RpcId
+from punie_protocol.permissions import Mode
 from punie_workers.session import Prompt, Session
 from punie_workers.updates import dump
 
 _log = logging.getLogger(__name__)
+
+_MODES: Final = (
+    (Mode.ASK, "Ask", "Ask before each edit and command"),
+    (Mode.ACCEPT_EDITS, "Accept edits", "Edit files without asking, ask before commands"),
+    (Mode.READ_ONLY, "Read only", "Neither edit nor run anything"),
+    (Mode.TRUSTED, "Trusted", "Do everything without asking, unless a rule forbids it"),
+)
 
 type Find = Callable[[str], Session]
 """Returns an open session. Raises `PunieError`."""
@@ -51,7 +59,15 @@ class AcpAdapter:
             case Envelope(method=str(method)):
                 self._notification(session_id, method, envelope)
             case _:
-                _log.warning("session %s: an answer to no question", session_id)
+                self._answer(session_id, envelope)
+
+    def _answer(self, session_id: str, envelope: Envelope) -> None:
+        try:
+            known = self._find(session_id).questions.answered(envelope)
+        except PunieError:
+            known = False
+        if not known:
+            _log.info("session %s: an answer to no question", session_id)
 
     def _request(
         self, session_id: str, id: RpcId, method: str, envelope: Envelope, send: Send
@@ -89,8 +105,17 @@ class AcpAdapter:
 
     def _new(self, session_id: str, params: schema.NewSessionRequest) -> schema.NewSessionResponse:
         named = _punie_meta(params.field_meta).get("sessionId", session_id)
-        self._find(str(named))
-        return schema.NewSessionResponse(session_id=str(named))
+        session = self._find(str(named))
+        return schema.NewSessionResponse(session_id=str(named), modes=_modes(session.mode))
+
+
+def _modes(mode: Mode) -> schema.SessionModeState:
+    return schema.SessionModeState(
+        current_mode_id=mode,
+        available_modes=[
+            schema.SessionMode(id=one, name=name, description=text) for one, name, text in _MODES
+        ],
+    )
 
 
 class _InvalidParams(PunieError):

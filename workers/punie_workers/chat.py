@@ -1,6 +1,6 @@
-"""From pydantic-ai's history to the messages that the model host takes, and which part of it."""
+"""From pydantic-ai's history to the messages that the model host takes, and how long they are."""
 
-import itertools
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -24,9 +24,14 @@ from punie_protocol.messages import to_model_host as wire
 _FRAME_SIZE: Final = 32
 
 
-def to_chat(messages: Sequence[ModelMessage], system: str = "") -> list[wire.AnyChatMessage]:
-    """Return the conversation, with `system` first unless it is empty."""
+def to_chat(
+    messages: Sequence[ModelMessage], system: str = "", context: str = ""
+) -> list[wire.AnyChatMessage]:
+    """Return the conversation; before it `system` and, as a user's message, `context`, unless
+    they are empty."""
     chat: list[wire.AnyChatMessage] = [wire.SystemMessage(text=system)] if system else []
+    if context:
+        chat.append(wire.UserMessage(text=context))
     for message in messages:
         match message:
             case ModelRequest():
@@ -42,13 +47,19 @@ def _request(message: ModelRequest) -> Iterator[wire.AnyChatMessage]:
             case UserPromptPart(content=str(text)):
                 yield wire.UserMessage(text=text)
             case ToolReturnPart():
-                content = part.content
-                text = content if isinstance(content, str) else json.dumps(content, default=str)
-                yield wire.ToolMessage(call_id=part.tool_call_id, name=part.tool_name, text=text)
+                yield wire.ToolMessage(
+                    call_id=part.tool_call_id, name=part.tool_name, text=result_text(part)
+                )
             case RetryFeedbackPart():
                 yield wire.UserMessage(text=part.model_response())
             case _:
                 raise _unsupported(part)
+
+
+def result_text(part: ToolReturnPart) -> str:
+    """Return a tool's result as the model reads it."""
+    content = part.content
+    return content if isinstance(content, str) else json.dumps(content, default=str)
 
 
 def _response(message: ModelResponse) -> wire.AssistantMessage:
@@ -76,6 +87,26 @@ def _unsupported(part: object) -> PunieError:
     return PunieError(Internal(message=f"a {type(part).__name__} cannot be sent to the model"))
 
 
+def split_turns(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """Return the same conversation with every user's prompt at the start of a message.
+    pydantic-ai merges neighbouring requests, so a prompt may stand behind the results of the turn
+    before."""
+    return [piece for message in messages for piece in _split(message)]
+
+
+def _split(message: ModelMessage) -> Iterator[ModelMessage]:
+    prompts = [
+        index
+        for index, part in enumerate(message.parts)
+        if index and isinstance(part, UserPromptPart)
+    ]
+    if not prompts or not isinstance(message, ModelRequest):
+        yield message
+        return
+    for begin, end in zip([0, *prompts], [*prompts, None], strict=True):
+        yield dataclasses.replace(message, parts=message.parts[begin:end])
+
+
 def turn_starts(messages: Sequence[ModelMessage]) -> list[int]:
     """Return where each turn begins: at the requests with a user's prompt."""
     return [index for index, message in enumerate(messages) if _has_prompt(message)]
@@ -86,34 +117,7 @@ def _has_prompt(message: ModelMessage) -> bool:
     return any(isinstance(part, UserPromptPart) for part in parts)
 
 
-def start_within(messages: Sequence[ModelMessage], characters: int) -> int:
-    """Return the first start, 0 or a whole turn, from which `messages` have so many characters at
-    most; the last turn's when even that one has more."""
-    starts = [0, *(begin for begin in turn_starts(messages) if begin)]
-    left = _sizes_from(messages)
-    return next((begin for begin in starts if left[begin] <= characters), starts[-1])
-
-
-def fitting_start(
-    messages: Sequence[ModelMessage], start: int, limit: int, actual: int
-) -> int | None:
-    """Return a later start, at a whole turn, from which `messages` may fit, as they were `actual`
-    of `limit` long from `start`; ``None`` when only the last turn is left. Length is guessed from
-    characters: who refused has the last word."""
-    later = [begin for begin in turn_starts(messages) if begin > start]
-    if not later:
-        return None
-    left = _sizes_from(messages)
-    return next((at for at in later if left[at] * actual <= limit * left[start]), later[-1])
-
-
-def _sizes_from(messages: Sequence[ModelMessage]) -> list[int]:
-    """Return for each message the characters from it to the end."""
-    sizes = itertools.accumulate(_size(message) for message in reversed(messages))
-    return [*reversed(list(sizes)), 0]
-
-
-def _size(message: ModelMessage) -> int:
+def size(message: ModelMessage) -> int:
     """Return the characters of a message, and a little for its frame; nothing is copied."""
     texts = (
         len(value)

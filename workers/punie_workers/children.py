@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Final
 
 _ALLOWED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
@@ -21,7 +22,8 @@ def scrub_environment() -> None:
 
 
 def add(pid: int) -> None:
-    """Remember a child until `remove`; the caller has not reaped it before that."""
+    """Remember the leader of a process group until `remove`; the caller has not reaped it before
+    that."""
     _pids.add(pid)
 
 
@@ -31,13 +33,22 @@ def remove(pid: int) -> None:
 
 
 def kill_all() -> None:
-    """End every child at once: those that were added, and on Linux every other one too (the
-    sandbox's pool starts its own)."""
-    for pid in _pids | _descendants():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """End every child at once: the groups of those that were added, and every other one too (the
+    sandbox's pool starts its own). Who descends from whom is asked first: a process whose parent
+    is gone is no descendant any more."""
+    descendants = _descendants()
+    for pid in _pids:
+        _kill(os.killpg, pid)
+    for pid in descendants:
+        _kill(os.kill, pid)
+
+
+def _kill(how: Callable[[int, int], None], number: int) -> None:
+    """macOS says EPERM for a group of zombies."""
+    try:
+        how(number, signal.SIGKILL)
+    except ProcessLookupError, PermissionError:
+        return
 
 
 def _descendants() -> set[int]:

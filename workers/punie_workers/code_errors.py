@@ -1,21 +1,26 @@
-"""What went wrong in a program, in the one line that the model reads."""
+"""What went wrong in a program or a tool, in words that the model can act on."""
 
-import re
+from collections.abc import Iterable
+from typing import Final
 
+import msgspec
 import pydantic_monty as monty
 
-from punie_protocol.errors import Internal, PunieError, ToolFailed, WireError
+from punie_protocol.errors import Internal, InvalidRequest, PunieError, ToolFailed, WireError
+from punie_workers.code_advice import advice, plain
+from punie_workers.code_checks import rejection
+from punie_workers.code_limits import Limits, too_big, too_many_calls, too_slow
 
-_DIAGNOSTIC = re.compile(r"^[^:\n]+:(\d+):\d+: error\[[\w-]+\] (.*)$", re.MULTILINE)
-_MAX_DIAGNOSTICS = 3
-_MAX_TEXT = 500
+_MAX_TEXT: Final = 500
+_MAX_DONE: Final = 20
 
 
 def error_text(error: WireError) -> str:
-    """Return the ``kind: message`` of a failed tool call, in one line."""
+    """Return the ``kind: message (hint)`` of a failed tool call in one line; for a program, what
+    it had printed and done by then follows."""
     kind = error.kind if isinstance(error, ToolFailed) else str(error.__struct_config__.tag)
-    hint = f" (use: {error.hint})" if kind == "invalid_request" and error.hint else ""
-    return _one_line(f"{kind}: {error.message}{hint}")
+    output = error.output if isinstance(error, ToolFailed) else ""
+    return _one_line(f"{kind}: {error.message}") + _hint(error) + (output and f"\n{output}")
 
 
 def tool_error(error: PunieError) -> str:
@@ -23,55 +28,93 @@ def tool_error(error: PunieError) -> str:
     return error_text(error.error)
 
 
-def time_limit(limit_s: float) -> PunieError:
-    """Return the failure of a program that took too long."""
-    return _failed("time_limit", f"stopped after {limit_s:g} seconds")
-
-
-def describe(error: monty.MontyError, told: set[str], limit_s: float, memory: int) -> PunieError:
-    """Return the failure that `error` is; `told` are texts of tool errors raised before."""
+def describe(
+    error: monty.MontyError, told: dict[str, WireError], limits: Limits, line: int
+) -> WireError:
+    """Return the failure that `error` is; `told` are the tool errors raised before by their text,
+    `line` is that of the last tool call, or 0."""
     match error:
         case monty.MontyTypingError():
-            return _failed("type_check", _diagnostics(error.display()))
+            return rejection(error.display()) or Internal(message="the check found nothing")
         case monty.MontyRuntimeError() | monty.MontySyntaxError():
-            return _raised(error, told, limit_s, memory)
+            return _raised(error, told, limits, line)
         case monty.MontyCrashedError(timed_out=True):
-            return time_limit(limit_s)
+            return too_slow(limits, line)
         case monty.MontyCrashedError():
-            return _failed("crashed", "the sandbox ended unexpectedly")
+            return ToolFailed(
+                kind="crashed",
+                message="the sandbox ended unexpectedly",
+                hint="look what the program has done, then run the rest again",
+            )
         case _:
-            return PunieError(Internal(message=f"sandbox: {_one_line(str(error))}"))
+            return Internal(message=f"sandbox: {_one_line(str(error))}")
+
+
+def so_far(error: WireError, done: Iterable[str], printed: str) -> WireError:
+    """Return `error` with what the program had done and printed."""
+    if not isinstance(error, ToolFailed):
+        return error
+    names = list(done)
+    more = f" and {len(names) - _MAX_DONE} more" if len(names) > _MAX_DONE else ""
+    parts = [f"done before: {', '.join(names[:_MAX_DONE])}{more}"] if names else []
+    parts += [f"printed before:\n{printed}"] if printed else []
+    return msgspec.structs.replace(error, output="\n".join(parts))
+
+
+def exit_text(error: monty.MontyError) -> str | None:
+    """Return what a program that ended itself (`SystemExit`) says at last, or None."""
+    if not isinstance(error, monty.MontyRuntimeError):
+        return None
+    inner = error.exception()
+    return str(inner) if isinstance(inner, SystemExit) else None
 
 
 def _raised(
     error: monty.MontyRuntimeError | monty.MontySyntaxError,
-    told: set[str],
-    limit_s: float,
-    memory: int,
-) -> PunieError:
+    told: dict[str, WireError],
+    limits: Limits,
+    line: int,
+) -> WireError:
     inner = error.exception()
     text = str(inner)
+    where = _where(error)
     match inner:
         case RuntimeError() if text in told:
-            kind, _, message = text.partition(": ")
-            return _failed(kind, message)
+            return _uncaught(told[text], where)
         case TimeoutError() if "limit exceeded" in text:
-            return time_limit(limit_s)
+            return too_slow(limits, line)
         case MemoryError() if "limit exceeded" in text:
-            return _failed("memory_limit", f"more than {memory // 1024**2} MB")
+            return too_big(limits)
+        case RuntimeError() if text.startswith("suspension limit"):
+            return too_many_calls(limits, line)
+        case NotImplementedError():
+            kind = "unsupported"
         case _:
-            frames = error.traceback()
-            line = f" (line {frames[-1].line})" if frames else ""
-            return _failed(type(inner).__name__, (text or "no message") + line)
+            kind = type(inner).__name__
+    message = plain(text) or "no message"
+    return ToolFailed(kind=kind, message=_one_line(message) + where, hint=advice(f"{kind}: {text}"))
 
 
-def _diagnostics(text: str) -> str:
-    found = [f"{message} (line {line})" for line, message in _DIAGNOSTIC.findall(text)]
-    return "; ".join(found[:_MAX_DIAGNOSTICS]) or text
+def _uncaught(error: WireError, where: str) -> ToolFailed:
+    """Return the error of a tool that the program did not catch."""
+    kind = error.kind if isinstance(error, ToolFailed) else str(error.__struct_config__.tag)
+    return ToolFailed(kind=kind, message=_one_line(error.message) + where, hint=error.hint)
 
 
-def _failed(kind: str, message: str) -> PunieError:
-    return PunieError(ToolFailed(kind=kind, message=_one_line(message)))
+def _where(error: monty.MontyRuntimeError | monty.MontySyntaxError) -> str:
+    frames = error.traceback()
+    if not frames:
+        return ""
+    if frames[0].line == frames[-1].line:
+        return f" (line {frames[0].line})"
+    return f" (line {frames[-1].line}, called from line {frames[0].line})"
+
+
+def _hint(error: WireError) -> str:
+    if not error.hint:
+        return ""
+    use = "use: " if isinstance(error, InvalidRequest) else ""
+    return f" ({use}{_one_line(error.hint)})"
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from punie_protocol.tools import Arguments, Result
+from punie_protocol.tool_types import Arguments, Result
 
 LIMIT: Final = 16 * 1024
 """Bytes of JSON of one value."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from punie_protocol.errors import Internal, PunieError
+from punie_workers.half_calls import Deed
 from punie_workers.project_half import CALL_TIMEOUT, HalfState, ProjectHalf
 
 MAX_ABANDONED: Final = 3
@@ -40,16 +41,29 @@ class Halves:
         self._half = ProjectHalf(root)
         self._replacing = asyncio.Lock()
 
+    @property
+    def root(self) -> str:
+        """The project's folder, an absolute real path."""
+        return self._half.root
+
     async def start(self) -> None:
         """Open the first. Raises `PunieError`."""
         await self._half.start()
 
-    async def call[R](self, request: bytes, result: type[R], deadline: float = CALL_TIMEOUT) -> R:
+    async def call[R](
+        self,
+        request: bytes,
+        result: type[R],
+        deadline: float = CALL_TIMEOUT,
+        *,
+        deed: Deed | None = None,
+        unclaimed: Callable[[R], None] | None = None,
+    ) -> R:
         """Call as `ProjectHalf.call` does, in a half that is not quarantined."""
         async with self._replacing:
             if self._half.state is HalfState.QUARANTINED:
                 await self._replace()
-        return await self._half.call(request, result, deadline)
+        return await self._half.call(request, result, deadline, deed=deed, unclaimed=unclaimed)
 
     def stop(self) -> None:
         """End the half as `ProjectHalf.stop` does."""

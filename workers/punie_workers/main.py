@@ -35,6 +35,7 @@ def main() -> NoReturn:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
     try:
         asyncio.run(_serve(control))
     except PunieError as error:
@@ -68,7 +69,7 @@ async def _serve(control: int) -> NoReturn:
     watch = asyncio.create_task(_leave_at_end(link), name="supervisor-watch")
     from punie_workers.worker import Worker
 
-    worker = Worker(link, welcome.model_socket)
+    worker = Worker(link, welcome)
     await link.send(Ready())
     await worker.serve()
     watch.cancel()

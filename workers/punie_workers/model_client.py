@@ -7,7 +7,7 @@ of one request are bounded: an agent that does not take them loses that request,
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self, assert_never
 
 from punie_protocol.codec import MessageDecoder
@@ -21,7 +21,7 @@ from punie_protocol.errors import (
 )
 from punie_protocol.handshake import greet_model_host
 from punie_protocol.link import FrameLink
-from punie_protocol.messages.common import ModelInfo
+from punie_protocol.messages.common import ModelInfo, Usage
 from punie_protocol.messages.to_model_client import (
     Failed,
     Finished,
@@ -31,13 +31,21 @@ from punie_protocol.messages.to_model_client import (
     Refused,
     TextDelta,
     ThinkingDelta,
+    TokenCount,
     ToModelClient,
     ToolCall,
 )
-from punie_protocol.messages.to_model_host import CancelGenerate, Generate
+from punie_protocol.messages.to_model_host import (
+    AnyChatMessage,
+    CancelGenerate,
+    CountTokens,
+    Generate,
+    ToolSchema,
+)
 
 CONNECT_TIMEOUT: Final = 60.0
 """Seconds for the host to accept, and for its first model to be ready: it may be restarting."""
+COUNT_TIMEOUT: Final = 20.0
 
 MAX_EVENTS: Final = 65_536
 _TURN: Final = 64
@@ -53,10 +61,12 @@ class Generation:
 
     Iterate it once; it ends after `Finished`. Raises `RemoteError` when the request failed and
     `LinkClosed` when the host went away. `cancel` is idempotent and may be called at any time.
+    `spent` is what a request that failed had used; that of a complete answer is in `Finished`.
     """
 
     def __init__(self, connection: _Connection, request: Generate) -> None:
         self.request_id = request.request_id
+        self.spent = Usage()
         self._connection = connection
         self._events: deque[StepEvent] = deque()
         self._arrived = asyncio.Event()
@@ -122,6 +132,24 @@ class Generation:
         self._arrived.set()
 
 
+class _Count:
+    """The answer to one `CountTokens`, to come."""
+
+    def __init__(self) -> None:
+        self.tokens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def answer(self, tokens: int) -> None:
+        """Take the answer."""
+        if not self.tokens.done():
+            self.tokens.set_result(tokens)
+
+    def fail(self, error: PunieError) -> None:
+        """End with `error`."""
+        if not self.tokens.done():
+            self.tokens.set_exception(error)
+            self.tokens.exception()  # nobody may be waiting any more
+
+
 class _Connection:
     """One link and the requests on it."""
 
@@ -129,7 +157,7 @@ class _Connection:
         self.link = link
         self.model = model
         self.changed = asyncio.Event()
-        self._requests: dict[int, Generation] = {}
+        self._requests: dict[int, Generation | _Count] = {}
         self._reader = asyncio.create_task(self._read(), name="model-host")
 
     @classmethod
@@ -154,6 +182,14 @@ class _Connection:
             raise
         return generation
 
+    async def count(self, request: CountTokens) -> int:
+        counted = self._requests[request.request_id] = _Count()
+        try:
+            await self.link.send(request)
+            return await counted.tokens
+        finally:
+            self.forget(request.request_id)
+
     def cancel(self, request_id: int) -> None:
         if not self.link.is_closed:
             self.link.send_nowait(CancelGenerate(request_id=request_id))
@@ -176,17 +212,22 @@ class _Connection:
             error = reason if isinstance(reason, LinkClosed) else LinkClosed(str(reason))
         finally:
             self.changed.set()
-            for generation in list(self._requests.values()):
-                generation.fail(error)
+            for request in list(self._requests.values()):
+                request.fail(error)
 
     def _take(self, message: ToModelClient) -> None:
         match message:
             case TextDelta() | ThinkingDelta() | ToolCall() | PrefillProgress() | Finished():
-                if generation := self._requests.get(message.request_id):
-                    generation.deliver(message)
-            case Failed(request_id=request_id, error=error):
-                if generation := self._requests.get(request_id):
-                    generation.fail(RemoteError(error))
+                if isinstance(request := self._requests.get(message.request_id), Generation):
+                    request.deliver(message)
+            case Failed(request_id=request_id, error=error, usage=usage):
+                if request := self._requests.get(request_id):
+                    if isinstance(request, Generation):
+                        request.spent = usage
+                    request.fail(RemoteError(error))
+            case TokenCount(request_id=request_id, tokens=tokens):
+                if isinstance(request := self._requests.get(request_id), _Count):
+                    request.answer(tokens)
             case ModelChanged(model=model) | ModelWelcome(model=model):
                 self.model = model
                 self.changed.set()
@@ -228,6 +269,20 @@ class ModelClient:
         """Send `request` and return its answer to come. Raises `PunieError` when the host cannot
         be reached in time."""
         return await (await self._connected()).send(request)
+
+    async def count(
+        self, messages: Sequence[AnyChatMessage], tools: Sequence[ToolSchema] = ()
+    ) -> int:
+        """Return how many tokens these are for the model that answers now, rendered as for an
+        answer. Raises `PunieError`: as the host said, or with `TimedOut` after `COUNT_TIMEOUT`
+        seconds."""
+        request = CountTokens(request_id=self.next_id(), messages=list(messages), tools=list(tools))
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT):
+                return await (await self._connected()).count(request)
+        except TimeoutError:
+            message = f"the model host did not count within {COUNT_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=message, limit_s=COUNT_TIMEOUT)) from None
 
     def close(self) -> None:
         """Close the link; requests under way end with `LinkClosed`."""

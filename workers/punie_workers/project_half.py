@@ -10,15 +10,16 @@ half is quarantined, its thread abandoned, and `Halves` opens another one.
 import asyncio
 import queue
 import threading
+from collections.abc import Callable
 from concurrent import interpreters
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import Any, Final
 
 from punie_protocol import interp_codec
-from punie_protocol.errors import Internal, Overloaded, PunieError, TimedOut
+from punie_protocol.errors import Internal, Overloaded, PunieError
+from punie_workers.half_calls import Answer, Call, Deed, DeedState
 
 MAX_WAITING: Final = 64
 START_TIMEOUT: Final = 10.0
@@ -42,11 +43,6 @@ _NEXT: Final[dict[HalfState, frozenset[HalfState]]] = {
 }
 
 
-class _Call(msgspec.Struct):
-    request: bytes
-    reply: asyncio.Future[bytes]
-
-
 class ProjectHalf:
     """One project's interpreter and its thread. Used from one event loop."""
 
@@ -54,7 +50,7 @@ class ProjectHalf:
         self.root = root
         self.state = HalfState.NEW
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
         self._waiting = 0
         name = f"project-{Path(root).name}"[:15]
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -66,25 +62,62 @@ class ProjectHalf:
         request = interp_codec.encode_request("open", {"root": self.root})
         await self.call(request, dict, START_TIMEOUT)
 
-    async def call[R](self, request: bytes, result: type[R], deadline: float = CALL_TIMEOUT) -> R:
+    async def call[R](
+        self,
+        request: bytes,
+        result: type[R],
+        deadline: float = CALL_TIMEOUT,
+        *,
+        deed: Deed | None = None,
+        unclaimed: Callable[[R], None] | None = None,
+    ) -> R:
         """Return the typed reply to `request` within `deadline` seconds of now.
 
         Raises `PunieError`: `ToolFailed` from the operation, `Overloaded` when too many calls
-        wait, `TimedOut` past the deadline, which quarantines the half. A cancelled caller does
-        not stop the operation; its reply is dropped.
+        wait, `TimedOut` past the deadline, which quarantines the half. Cancelled or too late, a
+        call that has not begun never runs. One that has cannot be stopped: its reply is dropped,
+        or given to `unclaimed`, on the loop.
+
+        With a `deed` the call has effects, and the deed tells afterwards whether they happened;
+        cancelled after it has begun, this waits for its end, at most until the deadline. When
+        that cannot be known, it raises `ToolFailed` of kind ``outcome_unknown``.
         """
         self._check()
-        reply: asyncio.Future[bytes] = self._loop.create_future()
+        call = Call(request, result, self._loop)
         self._waiting += 1
-        self._queue.put(_Call(request, reply))
+        self._queue.put(call)
         try:
-            async with asyncio.timeout(deadline):
-                answer = await reply
-        except TimeoutError:
+            await self._wait(call, deadline, deed)
+        finally:
+            if unclaimed is not None:
+                call.give_to(unclaimed)
+        return call.value() if deed is None else call.settle(deed)
+
+    async def _wait[R](self, call: Call[R], deadline: float, deed: Deed | None) -> None:
+        """Return when the reply is there. Raises `PunieError` past the deadline."""
+        ends = self._loop.time() + deadline
+        try:
+            await asyncio.wait([call.reply], timeout=deadline)
+        except asyncio.CancelledError:
+            if not call.withdraw() and deed is not None:
+                await self._see_out(call, ends, deed)
+            raise
+        if not call.reply.done():
             self._move(HalfState.QUARANTINED)
-            message = f"the tools of this project gave no answer within {deadline:g} s"
-            raise PunieError(TimedOut(message=message, limit_s=deadline)) from None
-        return interp_codec.decode_reply(answer, result)
+            raise call.too_late(deadline, deed)
+
+    async def _see_out[R](self, call: Call[R], ends: float, deed: Deed) -> None:
+        """Wait for a call whose caller is cancelled, through further cancellations: the caller
+        raises `asyncio.CancelledError` once the truth is known."""
+        while not call.reply.done() and (left := ends - self._loop.time()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([call.reply], timeout=left)
+        if not call.reply.done():
+            self._move(HalfState.QUARANTINED)
+            deed.state = DeedState.UNKNOWN
+            return
+        with suppress(PunieError):  # the deed tells
+            call.settle(deed)
 
     def stop(self) -> None:
         """End the interpreter once the calls so far are done; later ones fail. Does not wait; of
@@ -120,8 +153,11 @@ class ProjectHalf:
             self._refuse(error)
             return
         while (call := self._queue.get()) is not None:
+            if not call.begin():
+                self._wake(call, b"")
+                continue
             try:
-                outcome: bytes | Exception = interpreter.call(_handle, call.request)
+                outcome: Answer = interpreter.call(_handle, call.request)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
                 outcome = error
             self._wake(call, outcome)
@@ -132,7 +168,7 @@ class ProjectHalf:
         while (call := self._queue.get()) is not None:
             self._wake(call, error)
 
-    def _wake(self, call: _Call, outcome: bytes | Exception) -> None:
+    def _wake(self, call: Call[Any], outcome: Answer) -> None:
         try:
             self._loop.call_soon_threadsafe(self._finish, call, outcome)
         except RuntimeError:
@@ -141,15 +177,9 @@ class ProjectHalf:
 
     # on the loop
 
-    def _finish(self, call: _Call, outcome: bytes | Exception) -> None:
+    def _finish(self, call: Call[Any], outcome: Answer) -> None:
         self._waiting -= 1
-        if call.reply.done():
-            return
-        if isinstance(outcome, Exception):
-            message = f"the project's interpreter failed: {outcome}"
-            call.reply.set_exception(PunieError(Internal(message=message)))
-        else:
-            call.reply.set_result(outcome)
+        call.reply.set_result(outcome)
 
 
 def _bootstrap() -> str:

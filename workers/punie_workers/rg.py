@@ -5,25 +5,17 @@ The model's patterns go here and never into `re`: ripgrep is linear in the input
 made of the glob's last component only narrows the work.
 """
 
-import asyncio
 import re
-import sys
-import sysconfig
-from functools import cache
-from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from punie_protocol.errors import Internal, PunieError, TimedOut, ToolFailed
-from punie_workers import children
+from punie_protocol.errors import PunieError, ToolFailed
+from punie_workers import programs
+from punie_workers.programs import Kinds, Output, Program
 
 TIMEOUT: Final = 30.0
 MAX_OUTPUT: Final = 32 * 1024 * 1024
 """Bytes read of one run; past it ripgrep is ended, and counts are of what was read."""
 
-_MAX_ERRORS = 64 * 1024
-_CHUNK = 256 * 1024
 _MAX_COLUMNS = 2048
 """Bytes of a line that are printed: four for each character that is kept."""
 
@@ -32,20 +24,14 @@ _SAFE_TYPE = re.compile(r"[\w.*?+-]*(\{[\w.*?+,-]+\})?[\w.*?+-]*", re.ASCII)
 """Globs that ripgrep and the project half surely read alike."""
 
 
-class Output(msgspec.Struct, frozen=True):
-    """What was printed; `complete` is false when it was cut at `MAX_OUTPUT`."""
-
-    data: bytes
-    complete: bool
-
-
-@cache
-def executable() -> str:
-    """Return the path of the `rg` that came with Punie. Raises `PunieError` without it."""
-    for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
-        if (found := folder / "rg").is_file():
-            return str(found)
-    raise PunieError(Internal(message="ripgrep is missing from Punie's environment"))
+_RIPGREP = Program(
+    name="the search",
+    kinds=Kinds(missing="search_missing", failed="search_failed", output="search_output"),
+    timeout=TIMEOUT,
+    limit=MAX_OUTPUT,
+)
+_ANSWERS = frozenset({0, 1, 2})
+"""Matches, none, and an error: of the pattern when ripgrep says so, else of single files."""
 
 
 async def files(fd: int, *, at_root: bool) -> Output:
@@ -78,72 +64,14 @@ def _parents(at_root: bool) -> list[str]:
     return ["--no-ignore-parent"] if at_root else []
 
 
-def _folder(fd: int) -> str:
-    if sys.platform == "linux":
-        return f"/proc/self/fd/{fd}"
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0").decode()  # type: ignore[attr-defined]
-
-
 async def _run(arguments: list[str], fd: int) -> Output:
-    process = await asyncio.create_subprocess_exec(
-        executable(),
-        *arguments,
-        cwd=_folder(fd),
-        env=children.environment(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_CHUNK,
-    )
-    children.add(process.pid)
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            output, errors = await _read(process)
-    except TimeoutError:
-        message = f"the search took longer than {TIMEOUT:g} s"
-        raise PunieError(TimedOut(message=message, limit_s=TIMEOUT)) from None
-    finally:
-        await _end(process)
-    if process.returncode == 2 and errors:
-        raise PunieError(ToolFailed(kind="invalid_pattern", message=_reason(errors)))
+    output = await programs.run(_RIPGREP, [programs.bundled("rg"), *arguments], fd)
+    if output.complete and output.code == 2 and output.errors.strip():
+        error = ToolFailed(kind="invalid_pattern", message=_reason(output.errors))
+        raise PunieError(error)
+    if output.complete:
+        programs.check(_RIPGREP, output, _ANSWERS)
     return output
-
-
-async def _read(process: asyncio.subprocess.Process) -> tuple[Output, str]:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    async with asyncio.TaskGroup() as group:
-        errors = group.create_task(_read_up_to(process.stderr, _MAX_ERRORS))
-        data = await _read_up_to(process.stdout, MAX_OUTPUT)
-        if not (complete := process.stdout.at_eof()):
-            _kill(process)
-    await process.wait()
-    return Output(data, complete), errors.result().decode("utf-8", "replace")
-
-
-async def _read_up_to(stream: asyncio.StreamReader, limit: int) -> bytes:
-    data = bytearray()
-    while len(data) <= limit and (chunk := await stream.read(_CHUNK)):
-        data += chunk
-    return bytes(data)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Leave no process behind; a killed one is reaped at once."""
-    _kill(process)
-    try:
-        await process.wait()
-    finally:
-        children.remove(process.pid)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    try:
-        process.kill()
-    except ProcessLookupError:
-        return
 
 
 def _reason(errors: str) -> str:

@@ -2,12 +2,17 @@
 
 import msgspec
 
+from punie_protocol.permissions import PermissionSettings
 from punie_workers.code_mode import CodeMode
-from punie_workers.model_client import ModelClient
+from punie_workers.ledger import Ledger
+from punie_workers.models import Models
 
 
 class Services(msgspec.Struct, frozen=True):
-    """The link to the model host and the pool of sandboxes."""
+    """The models, the pool of sandboxes, the supervisor's journal, and what the user's config
+    file permits."""
 
-    model: ModelClient
+    models: Models
     code: CodeMode
+    ledger: Ledger
+    permissions: PermissionSettings

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -13,12 +14,21 @@ from punie_protocol import jsonrpc
 from punie_protocol.client import PromptMeta, ResultMeta
 from punie_protocol.errors import Cancelled, Internal, Overloaded, PunieError, WireError
 from punie_protocol.jsonrpc import Envelope, RpcId
-from punie_protocol.messages.common import Timings, Usage
-from punie_workers.conversation import Conversation, Store
-from punie_workers.model import PunieModel
+from punie_protocol.messages.common import ModelInfo, Timings, Usage
+from punie_protocol.messages.to_worker import OpenSession
+from punie_protocol.permissions import Mode, PromptPermissions
+from punie_workers.compaction import Compactor
+from punie_workers.conversation import Conversation
+from punie_workers.gate import Gate
+from punie_workers.manners import TurnLimits
+from punie_workers.models import TurnModel
 from punie_workers.outlet import Outlet
 from punie_workers.project import Project
+from punie_workers.prompts import ProjectParts, instructions
+from punie_workers.questions import Questions
 from punie_workers.services import Services
+from punie_workers.tool_clock import ToolClock
+from punie_workers.totals import ModelTotals
 from punie_workers.turn import Outcome, Turn
 from punie_workers.turn_tools import TurnTools
 from punie_workers.updates import Updates, dump
@@ -46,21 +56,30 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session:
-    """Runs prompts one after the other. Every prompt is answered exactly once."""
+    """Runs prompts one after the other. Every prompt is answered exactly once. Making one raises
+    `PunieError` when what was stored of it cannot be read."""
 
     def __init__(
-        self,
-        session_id: str,
-        project: Project,
-        services: Services,
-        outlet: Outlet,
-        store: Store,
+        self, opened: OpenSession, project: Project, services: Services, outlet: Outlet
     ) -> None:
-        self.session_id = session_id
+        self.session_id = opened.session_id
         self.project = project
+        ledger = services.ledger.of(opened.session_id)
+        self.questions = Questions(opened.session_id, outlet)
+        self.gate = Gate(
+            opened.session_id,
+            self.questions,
+            services.permissions,
+            project.settings,
+            ledger.grant,
+            project.trust,
+        )
+        self.gate.mode = opened.mode
+        self.gate.restore(opened.grants)
         self._services = services
         self._outlet = outlet
-        self._conversation = Conversation(store)
+        self._conversation = Conversation(ledger)
+        self._conversation.restore(opened.deltas, opened.effects)
         self._queue: deque[Prompt] = deque()
         self._current: Prompt | None = None
         self._turn: asyncio.Task[Outcome] | None = None
@@ -74,6 +93,15 @@ class Session:
     def restore(self, deltas: list[bytes]) -> None:
         """Take more of the conversation so far, before the first prompt. Raises `PunieError`."""
         self._conversation.restore(deltas)
+
+    @property
+    def mode(self) -> Mode:
+        """The permission mode of prompts that bring none of their own."""
+        return self.gate.mode or self._services.permissions.mode
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the permission mode, also of the turn under way."""
+        self.gate.mode = mode
 
     def submit(self, prompt: Prompt) -> None:
         """Queue a prompt. Raises `PunieError` with `Overloaded` when too many wait."""
@@ -134,8 +162,8 @@ class Session:
         return run.response(self._turn)
 
     def _answer_unstarted(self, prompt: Prompt) -> None:
-        response = schema.PromptResponse(stop_reason="cancelled")
-        self._outlet.send_nowait(jsonrpc.response(prompt.rpc_id, dump(response)))
+        run = _Run(self, prompt)
+        self._outlet.send_nowait(run.unstarted())
 
 
 class _Run:
@@ -145,35 +173,68 @@ class _Run:
         self._session = session
         self._prompt = prompt
         self._started = time.perf_counter()
-        self.updates = Updates(session.session_id, prompt.prompt_id, session._outlet)
-        self._model: PunieModel | None = None
-        self._tools: TurnTools | None = None
+        project, resume = session.project, prompt.meta.resume
+        self.updates = Updates(
+            session.session_id,
+            prompt.prompt_id,
+            session._outlet,
+            root=project.root,
+            isolation=project.isolation,
+            attempt=resume.attempt if resume else 0,
+        )
+        self._clock = ToolClock(project.isolation, self._started)
+        self._model: TurnModel | None = None
         self._turn: Turn | None = None
 
     async def turn(self) -> Outcome:
-        session, prompt, project = self._session, self._prompt, self._session.project
-        services = session._services
-        info = await services.model.model()
-        self._model = PunieModel(
-            services.model,
-            info,
-            client_id=project.client_id,
-            conversation_id=session.session_id,
-            project=project.name,
-            notice=self.updates.notice,
-        )
-        self._tools = TurnTools(
-            project.tools, services.code, self.updates, prompt.prompt_id, info.context_window
+        session, prompt = self._session, self._prompt
+        session._services.code.prepare()  # while the model reads the prompt
+        permissions = prompt.meta.permissions or PromptPermissions()
+        info = await session._services.models.info(prompt.meta.backend)
+        with self._clock.asking():
+            parts = await session.gate.begin(permissions, self.updates.notice)
+        self._model = self._open_model(info, parts)
+        tools = TurnTools(
+            session.project.tools,
+            session._services.code,
+            session.gate,
+            session._conversation,
+            self.updates,
+            self._clock,
+            prompt_id=prompt.prompt_id,
+            meta=prompt.meta,
+            info=info,
+            limits=TurnLimits(),
         )
         self._turn = Turn(
             session._conversation,
             prompt.prompt_id,
             prompt.text,
             self._model,
-            self._tools,
+            tools,
             self.updates,
+            stored=prompt.meta.resume.stored if prompt.meta.resume else 0,
         )
         return await self._turn.run()
+
+    def _open_model(self, info: ModelInfo, parts: ProjectParts) -> TurnModel:
+        session, prompt = self._session, self._prompt
+        conversation = session._conversation
+        compactor = Compactor(
+            conversation.compaction,
+            self.updates.notice,
+            partial(conversation.compact, prompt.prompt_id),
+        )
+        model = session._services.models.open(
+            info,
+            prompt.meta.backend,
+            client_id=session.project.client_id,
+            conversation_id=session.session_id,
+            instructions=instructions(info, parts),
+            compactor=compactor,
+        )
+        model.totals.started = self._started
+        return model
 
     async def keep_partial(self) -> None:
         """Keep what was said so far. A failure is logged: the prompt is answered all the same."""
@@ -185,18 +246,22 @@ class _Run:
         except (PunieError, TimeoutError) as error:
             _log.warning("a cancelled answer was not stored: %s", error)
 
+    def unstarted(self) -> bytes:
+        """Return the response to a prompt that was cancelled before its turn."""
+        return self._succeeded(Outcome("cancelled"))
+
     def response(self, turn: asyncio.Task[Outcome]) -> bytes:
         """Return the JSON-RPC response that `turn`, which is over, deserves."""
         if turn.cancelled():
-            return self._succeeded("cancelled")
+            return self._succeeded(Outcome("cancelled"))
         if (error := turn.exception()) is not None:
             return self._failed(_wire_error(error))
-        return self._succeeded(turn.result().stop_reason)
+        return self._succeeded(turn.result())
 
-    def _succeeded(self, stop_reason: str) -> bytes:
-        meta = msgspec.to_builtins(self._meta())
+    def _succeeded(self, outcome: Outcome) -> bytes:
+        meta = msgspec.to_builtins(self._meta(outcome.detail))
         response = schema.PromptResponse.model_validate(
-            {"stopReason": stop_reason, "_meta": {"punie": meta}}
+            {"stopReason": outcome.stop_reason, "_meta": {"punie": meta}}
         )
         return jsonrpc.response(self._prompt.rpc_id, dump(response))
 
@@ -205,13 +270,17 @@ class _Run:
         body = jsonrpc.RpcError(code=jsonrpc.PUNIE_ERROR, message=error.message, data=data)
         return jsonrpc.encode(Envelope(id=self._prompt.rpc_id, error=jsonrpc.raw(body)))
 
-    def _meta(self) -> ResultMeta:
+    def _meta(self, detail: str = "") -> ResultMeta:
         return ResultMeta(
             prompt_id=self._prompt.prompt_id,
             model=self._model.model_name if self._model else "",
             isolation=self._session.project.isolation,
             usage=self._model.totals.usage if self._model else Usage(),
             timings_ms=self._timings(),
+            stop_detail=detail,
+            tool_count=self._clock.count,
+            tools=self._clock.timings,
+            steps=self._model.totals.steps if self._model else [],
         )
 
     def _timings(self) -> Timings:
@@ -219,12 +288,10 @@ class _Run:
         routed = self._prompt.meta.queue_ms or 0.0
         waited = routed + (self._started - self._prompt.received) * 1000
         total = routed + (now - self._prompt.received) * 1000
-        tools = self._tools.seconds * 1000 if self._tools else 0.0
-        if self._model is None:
-            return Timings(total=total, queue=waited, framework=total - waited)
-        totals = self._model.totals
+        totals = self._model.totals if self._model else ModelTotals()
         queue = waited + totals.queue
         first = totals.first_token
+        tools, asked = self._clock.tools * 1000, self._clock.waiting * 1000
         return Timings(
             total=total,
             queue=queue,
@@ -232,7 +299,8 @@ class _Run:
             prefill=totals.prefill,
             decode=totals.decode,
             tools=tools,
-            framework=max(0.0, total - queue - totals.prefill - totals.decode - tools),
+            permission_wait=asked,
+            framework=max(0.0, total - queue - totals.prefill - totals.decode - tools - asked),
         )
 
 

@@ -7,6 +7,7 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
 
+from punie_protocol.tool_types import Permission
 from punie_protocol.tool_views import parameters_schema
 from punie_protocol.tools import TOOLS
 from punie_workers.turn_tools import TurnTools
@@ -14,7 +15,10 @@ from punie_workers.turn_tools import TurnTools
 _ANY = SchemaValidator(core_schema.any_schema())
 _DEFINITIONS = [
     ToolDefinition(
-        name=tool.name, description=tool.doc, parameters_json_schema=parameters_schema(tool)
+        name=tool.name,
+        description=tool.doc,
+        parameters_json_schema=parameters_schema(tool),
+        sequential=tool.permission is not Permission.READ or not tool.code_mode,
     )
     for tool in TOOLS.values()
 ]

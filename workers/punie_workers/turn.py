@@ -1,13 +1,14 @@
 """One turn: from a prompt to the end of the answer, through pydantic-ai's agent graph.
 
 Every model response and every set of tool results is durable before the next step. When the
-model host goes away in the middle of a step, the step is repeated from what is durable.
+model host goes away in the middle of a step, the step is repeated from what is durable; when this
+process does, another one takes the turn up there (`Resume`).
 """
 
 from typing import Any, Final
 
 import msgspec
-from pydantic_ai import Agent
+from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import (
     FunctionToolCallEvent,
@@ -30,30 +31,45 @@ from punie_protocol.messages.to_model_client import StopReason
 from punie_protocol.tools import TOOLS
 from punie_workers.coalescer import BlockKind
 from punie_workers.conversation import Conversation
-from punie_workers.model import PunieModel
+from punie_workers.manners import Repetition, answer_problem
+from punie_workers.models import TurnModel
+from punie_workers.stops import TurnStopped
 from punie_workers.toolset import PunieToolset
 from punie_workers.turn_tools import TurnTools
 from punie_workers.updates import Updates
 
-MAX_REQUESTS: Final = 24
-"""Model requests of one turn."""
-
 MAX_REPEATS: Final = 3
 """Repetitions of steps of one turn that lost the model host."""
+
+_NO_LIMIT: Final = UsageLimits(request_limit=None)
+"""Ours are `TurnLimits`: they say why, and count what a resumed turn used before."""
 
 _agent: Agent[TurnTools, str] = Agent(
     output_type=str,
     deps_type=TurnTools,
     name="punie",
     toolsets=[PunieToolset()],
-    retries={"tools": 4, "output": 0},
+    retries={"tools": 4, "output": 1},
 )
 
 
+@_agent.output_validator
+def _acceptable(ctx: RunContext[TurnTools], text: str) -> str:
+    """Send a useless answer back once, with the reason; the second is what it is."""
+    problem = answer_problem(text, check_fences=ctx.deps.check_fences)
+    if problem is None or ctx.deps.corrected:
+        if not text.strip():
+            raise PunieError(ModelFault(message="the model answered with nothing, twice"))
+        return text
+    ctx.deps.corrected = True
+    raise ModelRetry(problem)
+
+
 class Outcome(msgspec.Struct, frozen=True):
-    """How a turn ended, in ACP's word."""
+    """How a turn ended, in ACP's word; `detail` says more of one that ended early."""
 
     stop_reason: str
+    detail: str = ""
 
 
 class Turn:
@@ -64,9 +80,11 @@ class Turn:
         conversation: Conversation,
         prompt_id: str,
         text: str,
-        model: PunieModel,
+        model: TurnModel,
         tools: TurnTools,
         updates: Updates,
+        *,
+        stored: int = 0,
     ) -> None:
         self._conversation = conversation
         self._prompt_id = prompt_id
@@ -74,32 +92,27 @@ class Turn:
         self._model = model
         self._tools = tools
         self._updates = updates
-        self._requests = 0
-        self._asked = False
+        self._asked = conversation.has_prompt(stored)
         self._partial = ""
+        self._repetition = Repetition()
 
     async def run(self) -> Outcome:
         """Run the turn. Raises `PunieError`; what was durable by then stays in the history."""
         await self._conversation.settle()
+        if self._asked and self._conversation.is_answered:
+            return Outcome("end_turn")
         if repairs := self._conversation.repairs():
             await self._conversation.append(self._prompt_id, repairs)
-        for repeat in range(MAX_REPEATS + 1):
-            try:
-                return await self._attempt()
-            except LinkClosed as lost:
-                if repeat == MAX_REPEATS:
-                    raise _host_lost(lost) from None
-                self._partial = ""
-                self._updates.supersede()
-            except UsageLimitExceeded:
-                self._updates.notice(f"stopped after {MAX_REQUESTS} model requests in one turn")
-                return Outcome("max_turn_requests")
-            except UnexpectedModelBehavior as error:
-                raise PunieError(ModelFault(message=f"the model's answer: {error}")) from None
-        raise AssertionError
+        try:
+            return await self._run()
+        except TurnStopped as stop:
+            await self.keep_partial()
+            return self._stopped(stop)
+        except UnexpectedModelBehavior as error:
+            raise PunieError(ModelFault(message=f"the model's answer: {error}")) from None
 
     async def keep_partial(self) -> None:
-        """Keep what a cancelled turn had answered so far; nothing when it had not begun to."""
+        """Keep what a stopped turn had answered so far; nothing when it had not begun to."""
         if self._partial:
             answer = ModelResponse(
                 parts=[TextPart(self._partial)],
@@ -108,33 +121,42 @@ class Turn:
             )
             await self._keep(_prompt(self._text), answer)
 
+    async def _run(self) -> Outcome:
+        for repeat in range(MAX_REPEATS + 1):
+            try:
+                return await self._attempt()
+            except LinkClosed as lost:
+                if repeat == MAX_REPEATS:
+                    raise _host_lost(lost) from None
+                self._partial = ""
+                self._updates.supersede()
+            except UsageLimitExceeded as error:
+                raise TurnStopped("max_turn_requests", str(error)) from None
+        raise AssertionError
+
+    def _stopped(self, stop: TurnStopped) -> Outcome:
+        self._updates.notice(f"stopped: {stop.detail}")
+        return Outcome(stop.stop_reason, stop.detail)
+
     async def _attempt(self) -> Outcome:
-        limits = UsageLimits(request_limit=MAX_REQUESTS - self._requests)
         async with _agent.iter(
             None if self._asked else self._text,
             message_history=self._conversation.messages,
             model=self._model,
             deps=self._tools,
-            usage_limits=limits,
+            usage_limits=_NO_LIMIT,
         ) as run:
             node: Any = run.next_node
             while not isinstance(node, End):
                 node = await self._step(run, node)
-        truncated = self._model.totals.stop_reason is StopReason.LENGTH
-        return Outcome("max_tokens" if truncated else "end_turn")
+        if self._model.totals.stop_reason is StopReason.LENGTH:
+            return Outcome("max_tokens", "the answer reached the model's limit of tokens")
+        return Outcome("end_turn")
 
     async def _step(self, run: Any, node: Any) -> Any:
         """Run one node and make what came of it durable; return the next."""
         if Agent.is_model_request_node(node):
-            self._requests += 1
-            async with node.stream(run.ctx) as stream:
-                async for event in stream:
-                    await self._show(event)
-            await self._updates.end_block()
-            following = await run.next(node)
-            if Agent.is_call_tools_node(following):
-                await self._keep(node.request, following.model_response)
-            return following
+            return await self._ask(run, node)
         if Agent.is_call_tools_node(node):
             async with node.stream(run.ctx) as events:
                 async for event in events:
@@ -144,6 +166,22 @@ class Turn:
                 await self._conversation.append(self._prompt_id, [following.request])
             return following
         return await run.next(node)
+
+    async def _ask(self, run: Any, node: Any) -> Any:
+        """Have the model answer; show it as it comes."""
+        if stop := self._tools.limits.request():
+            raise stop
+        self._repetition = Repetition()
+        async with node.stream(run.ctx) as stream:
+            async for event in stream:
+                await self._show(event)
+        await self._updates.end_block()
+        following = await run.next(node)
+        if Agent.is_call_tools_node(following):
+            await self._keep(node.request, following.model_response)
+        if stop := self._tools.limits.tokens(self._model.totals.usage.output_tokens):
+            raise stop
+        return following
 
     async def _keep(self, request: ModelRequest, response: ModelResponse) -> None:
         """Store a response, with the prompt before it when that is not yet in the history."""
@@ -158,15 +196,24 @@ class Turn:
             case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
                 await self._say(text)
             case PartStartEvent(part=ThinkingPart(content=text)):
-                await self._updates.text(BlockKind.THOUGHT, text)
+                await self._think(text)
             case PartDeltaEvent(delta=ThinkingPartDelta(content_delta=str(text))):
-                await self._updates.text(BlockKind.THOUGHT, text)
+                await self._think(text)
             case _:
                 pass
 
     async def _say(self, text: str) -> None:
         self._partial += text
         await self._updates.text(BlockKind.MESSAGE, text)
+        self._check_repetition(text)
+
+    async def _think(self, text: str) -> None:
+        await self._updates.text(BlockKind.THOUGHT, text)
+        self._check_repetition(text)
+
+    def _check_repetition(self, text: str) -> None:
+        if self._repetition.add(text):
+            raise TurnStopped("max_tokens", "the model repeats itself without end")
 
     def _check(self, event: Any) -> None:
         match event:

@@ -1,6 +1,7 @@
 """``session/update`` notifications of one turn, in ACP's own types."""
 
 import asyncio
+import posixpath
 import time
 from typing import Any, Final, Literal
 
@@ -9,10 +10,13 @@ from acp import schema
 
 from punie_protocol import jsonrpc
 from punie_protocol.client import UpdateMeta
-from punie_protocol.tools import Arguments, Permission, Result, Tool
+from punie_protocol.messages.common import Isolation
+from punie_protocol.tool_types import Arguments, Permission, Result, Tool
+from punie_workers.actions import Action, FileDiff
 from punie_workers.coalescer import Block, BlockKind, Chunk, Coalescer
 from punie_workers.display import shown
 from punie_workers.outlet import Outlet
+from punie_workers.tool_clock import ToolCallClock
 
 type Update = (
     schema.AgentMessageChunk
@@ -22,9 +26,11 @@ type Update = (
 )
 
 _KINDS: Final[dict[str, schema.ToolKind]] = {
-    "read_file": "read",
     "list_files": "search",
     "search": "search",
+    "symbols": "search",
+    "delete_file": "delete",
+    "move_file": "move",
     "execute_code": "execute",
 }
 _BY_PERMISSION: Final[dict[Permission, schema.ToolKind]] = {
@@ -33,6 +39,8 @@ _BY_PERMISSION: Final[dict[Permission, schema.ToolKind]] = {
     Permission.EXECUTE: "execute",
     Permission.NETWORK: "fetch",
 }
+_MAX_DIFF: Final = 64 * 1024
+"""Characters of each side of a diff that are shown."""
 
 
 class Updates:
@@ -41,10 +49,22 @@ class Updates:
     What waits for a slow supervisor is `async`; cancelled there, it has been sent.
     """
 
-    def __init__(self, session_id: str, prompt_id: str, outlet: Outlet) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        prompt_id: str,
+        outlet: Outlet,
+        *,
+        root: str,
+        isolation: Isolation,
+        attempt: int = 0,
+    ) -> None:
         self._session_id = session_id
         self._prompt_id = prompt_id
         self._outlet = outlet
+        self._root = root
+        self._isolation: Isolation = isolation
+        self._attempt = attempt
         self._coalescer = Coalescer()
         self._timer: asyncio.TimerHandle | None = None
         self._message = 0
@@ -62,7 +82,7 @@ class Updates:
         self._flush()
         self._message += 1
         block = Block(BlockKind.THOUGHT, f"{self._message_id()}n")
-        self._outlet.send_nowait(self._chunk(Chunk(block, text + "\n")))
+        self._outlet.send_nowait(self._chunk(Chunk(block, text + "\n"), notice=True))
 
     async def end_block(self) -> None:
         """Show what waits; text from here on belongs to another message."""
@@ -75,49 +95,71 @@ class Updates:
         self._message += 1
 
     async def tool_started(
-        self, call_id: str, tool: Tool, arguments: Arguments | dict[str, Any], parent: str | None
+        self, call: ToolCallClock, tool: Tool, arguments: Arguments | dict[str, Any]
     ) -> None:
         """Show a tool call that begins now."""
         self._flush()
         given = shown(arguments)
-        kind = _KINDS.get(tool.name, _BY_PERMISSION[tool.permission])
         start = schema.ToolCallStart(
             session_update="tool_call",
-            tool_call_id=call_id,
+            tool_call_id=call.id,
             title=title(tool.name, given),
-            kind=kind,
+            kind=kind(tool),
             status="in_progress",
             raw_input=given,
-            field_meta=self._meta(tool=tool.name, parent=parent),
+            locations=self._locations(given.get("path"), given.get("start_line")),
+            field_meta=self._meta(tool=tool.name, parent=call.parent_id),
         )
         await self._outlet.send(self._update(start))
 
-    async def tool_finished(
-        self, call_id: str, tool: str, output: Result | str, parent: str | None, seconds: float
-    ) -> None:
+    async def tool_prepared(self, call: ToolCallClock, action: Action) -> None:
+        """Show what a call with effects would do, before anybody is asked."""
+        progress = schema.ToolCallProgress(
+            session_update="tool_call_update",
+            tool_call_id=call.id,
+            content=[diff_content(diff, self._root) for diff in action.diffs] or None,
+            locations=self._locations(*action.subject.paths[:1]),
+            field_meta=self._meta(tool=call.tool, parent=call.parent_id),
+        )
+        await self._outlet.send(self._update(progress))
+
+    async def tool_finished(self, call: ToolCallClock, output: Result | str) -> None:
         """Show how it ended: with a result, or with the text of its error."""
-        await self._outlet.send(self._finished(call_id, tool, output, parent, seconds))
+        await self._outlet.send(self._finished(call, output))
 
-    def tool_cancelled(self, call_id: str, tool: str, parent: str | None, seconds: float) -> None:
+    def tool_cancelled(self, call: ToolCallClock) -> None:
         """Show that it was stopped; does not wait."""
-        text = "error: cancelled"
-        self._outlet.send_nowait(self._finished(call_id, tool, text, parent, seconds))
+        self._outlet.send_nowait(self._finished(call, "error: cancelled"))
 
-    def _finished(
-        self, call_id: str, tool: str, output: Result | str, parent: str | None, seconds: float
-    ) -> bytes:
+    def _finished(self, call: ToolCallClock, output: Result | str) -> bytes:
         status: Literal["completed", "failed"] = (
             "failed" if isinstance(output, str) else "completed"
         )
         raw = shown({"error": output} if isinstance(output, str) else output)
         progress = schema.ToolCallProgress(
             session_update="tool_call_update",
-            tool_call_id=call_id,
+            tool_call_id=call.id,
             status=status,
             raw_output=raw,
-            field_meta=self._meta(tool=tool, parent=parent, duration_ms=seconds * 1000),
+            field_meta=self._meta(
+                tool=call.tool,
+                parent=call.parent_id,
+                duration_ms=call.duration_ms,
+                wait_ms=call.wait_ms or None,
+                outcome=call.outcome,
+                isolation=self._isolation,
+            ),
         )
         return self._update(progress)
+
+    def _locations(
+        self, path: object = None, line: object = None
+    ) -> list[schema.ToolCallLocation] | None:
+        """Return the one place a call is about, as clients that follow along want it."""
+        if not isinstance(path, str):
+            return None
+        at = line if isinstance(line, int) and line > 1 else None
+        return [schema.ToolCallLocation(path=absolute(self._root, path), line=at)]
 
     def close(self) -> None:
         """Show what waits and stop the clock; does not wait."""
@@ -125,7 +167,8 @@ class Updates:
         self._set_timer()
 
     def _message_id(self) -> str:
-        return f"{self._prompt_id}.{self._message}"
+        again = f"{self._attempt}." if self._attempt else ""
+        return f"{self._prompt_id}.{again}{self._message}"
 
     def _set_timer(self) -> None:
         due = self._coalescer.due
@@ -153,10 +196,10 @@ class Updates:
             self._emit_nowait(chunks[:-1])
             await self._outlet.send(self._chunk(chunks[-1]))
 
-    def _chunk(self, chunk: Chunk) -> bytes:
+    def _chunk(self, chunk: Chunk, *, notice: bool = False) -> bytes:
         content = schema.TextContentBlock(type="text", text=chunk.text)
         message_id = chunk.block.message_id
-        meta = self._meta()
+        meta = self._meta(notice=notice)
         match chunk.block.kind:
             case BlockKind.MESSAGE:
                 update: Update = schema.AgentMessageChunk(
@@ -193,3 +236,30 @@ def title(name: str, arguments: dict[str, Any]) -> str:
     first = next((value for value in arguments.values() if isinstance(value, str)), "")
     line = first.strip().split("\n", 1)[0]
     return f"{name}: {line[:80]}" if line else name
+
+
+def kind(tool: Tool) -> schema.ToolKind:
+    """Return ACP's kind of a tool."""
+    return _KINDS.get(tool.name, _BY_PERMISSION[tool.permission])
+
+
+def diff_content(diff: FileDiff, root: str) -> schema.FileEditToolCallContent:
+    """Return a file's change as clients show it; each side is cut at `_MAX_DIFF` characters, and
+    says so."""
+    return schema.FileEditToolCallContent(
+        type="diff",
+        path=absolute(root, diff.path),
+        old_text=None if diff.old is None else _short(diff.old),
+        new_text=_short(diff.new or ""),
+    )
+
+
+def absolute(root: str, path: str) -> str:
+    """Return a path of a tool as ACP wants it."""
+    return posixpath.normpath(posixpath.join(root, path))
+
+
+def _short(text: str) -> str:
+    if len(text) <= _MAX_DIFF:
+        return text
+    return f"{text[:_MAX_DIFF]}\n… cut, {len(text) - _MAX_DIFF} more characters"

@@ -1,57 +1,62 @@
 """The worker: what the supervisor asks for, done. Owns projects, sessions and shared services."""
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
+
+import msgspec
 
 from punie_protocol.errors import (
     InvalidRequest,
     NotFound,
     PunieError,
-    RemoteError,
-    TimedOut,
-    WireError,
 )
 from punie_protocol.link import FrameLink
 from punie_protocol.messages.to_supervisor import (
     Pong,
     ProjectFailed,
     ProjectReady,
-    StoreDelta,
+    PromptDescribed,
 )
 from punie_protocol.messages.to_worker import (
     ClientMessage,
     CloseProject,
     CloseSession,
+    DescribePrompt,
     OpenProject,
     OpenSession,
     Ping,
     SessionHistory,
+    SetMode,
     Stop,
     Stored,
     ToWorker,
+    TrustProject,
     Welcome,
 )
 from punie_workers import lifetime
 from punie_workers.acp_adapter import AcpAdapter
 from punie_workers.code_mode import CodeMode
 from punie_workers.halves import Abandoned
+from punie_workers.ledger import Ledger
 from punie_workers.model_client import ModelClient
+from punie_workers.models import Models
 from punie_workers.outlet import Outlet
 from punie_workers.project import Project
+from punie_workers.prompt_report import describe
 from punie_workers.services import Services
 from punie_workers.session import Session
-
-STORE_TIMEOUT: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
 type _Immediate = (
     Welcome
     | CloseProject
+    | TrustProject
+    | SetMode
+    | DescribePrompt
     | OpenSession
     | SessionHistory
     | CloseSession
@@ -64,16 +69,16 @@ type _Immediate = (
 class Worker:
     """Serves one supervisor until it says `Stop` or the link ends."""
 
-    def __init__(self, link: FrameLink[ToWorker], model_socket: str) -> None:
+    def __init__(self, link: FrameLink[ToWorker], welcome: Welcome) -> None:
         self._link = link
-        self._services = Services(ModelClient(model_socket), CodeMode())
+        self._ledger = Ledger(link)
+        self._models = Models(ModelClient(welcome.model_socket))
+        self._services = Services(self._models, CodeMode(), self._ledger, welcome.permissions)
         self._projects: dict[str, Project] = {}
         self._sessions: dict[str, Session] = {}
         self._unusable: dict[str, PunieError] = {}
         self._abandoned = Abandoned(partial(lifetime.leave, lifetime.WORN_OUT))
         self._adapter = AcpAdapter(self._find)
-        self._storing: dict[int, asyncio.Future[WireError | None]] = {}
-        self._store_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> str:
@@ -106,17 +111,11 @@ class Worker:
                 outlet = Outlet(self._link, session_id)
                 self._adapter.take(session_id, body, outlet.send_nowait)
             case Stored(request_id=request_id, error=error):
-                waiting = self._storing.pop(request_id, None)
-                if waiting is not None and not waiting.done():  # else its time was over
-                    waiting.set_result(error)
-            case OpenSession():
-                self._open_session(message)
-            case SessionHistory(session_id=session_id, deltas=deltas):
-                self._restore(session_id, deltas)
-            case CloseSession(session_id=session_id, reason=reason):
-                self._close_session(session_id, reason)
-            case CloseProject(project_id=project_id, reason=reason):
-                self._close_project(project_id, reason)
+                self._ledger.stored(request_id, error)
+            case OpenSession() | SessionHistory() | CloseSession() | SetMode():
+                self._take_of_session(message)
+            case CloseProject() | TrustProject() | DescribePrompt():
+                self._take_of_project(message)
             case Ping(nonce=nonce):
                 busy = sum(session.is_busy for session in self._sessions.values())
                 self._link.send_nowait(Pong(nonce=nonce, busy=busy))
@@ -125,12 +124,40 @@ class Worker:
             case _:
                 assert_never(message)
 
+    def _take_of_session(
+        self, message: OpenSession | SessionHistory | CloseSession | SetMode
+    ) -> None:
+        match message:
+            case OpenSession():
+                self._open_session(message)
+            case SessionHistory(session_id=session_id, deltas=deltas):
+                self._restore(session_id, deltas)
+            case CloseSession(session_id=session_id, reason=reason):
+                self._close_session(session_id, reason)
+            case SetMode(session_id=session_id, mode=mode):
+                if session := self._sessions.get(session_id):
+                    session.set_mode(mode)
+            case _:
+                assert_never(message)
+
+    def _take_of_project(self, message: CloseProject | TrustProject | DescribePrompt) -> None:
+        match message:
+            case CloseProject(project_id=project_id, reason=reason):
+                self._close_project(project_id, reason)
+            case TrustProject(project_id=project_id, trusted=trusted):
+                if project := self._projects.get(project_id):
+                    project.settings.trusted = trusted
+            case DescribePrompt():
+                self._spawn(self._describe(message))
+            case _:
+                assert_never(message)
+
     async def _open_project(self, wanted: OpenProject) -> None:
         try:
             if wanted.project_id in self._projects:
                 message = f"project {wanted.project_id} is open already"
                 raise PunieError(InvalidRequest(message=message))
-            project = await Project.open(wanted, self._abandoned)
+            project = await Project.open(wanted, self._abandoned, self._ledger)
         except PunieError as error:
             self._link.send_nowait(ProjectFailed(project_id=wanted.project_id, error=error.error))
             return
@@ -138,11 +165,6 @@ class Worker:
         self._link.send_nowait(
             ProjectReady(project_id=wanted.project_id, activate_ms=project.activate_ms)
         )
-        self._spawn(self._warm_up())
-
-    async def _warm_up(self) -> None:
-        """Start the sandbox before the first turn needs it."""
-        await self._services.code.start()
 
     def _close_project(self, project_id: str, reason: str) -> None:
         """Forget the project and its sessions at once; their turns end in the background."""
@@ -172,13 +194,7 @@ class Worker:
             message = f"project {wanted.project_id} is not open here"
             raise PunieError(NotFound(message=message, what="project"))
 
-        async def store(prompt_id: str, ordinal: int, data: bytes) -> None:
-            await self._store(session_id, prompt_id, ordinal, data)
-
-        outlet = Outlet(self._link, session_id)
-        session = Session(session_id, project, self._services, outlet, store)
-        session.restore(wanted.deltas)
-        return session
+        return Session(wanted, project, self._services, Outlet(self._link, session_id))
 
     def _restore(self, session_id: str, deltas: list[bytes]) -> None:
         """Take more of the conversation of the session just opened, unless that failed."""
@@ -205,30 +221,21 @@ class Worker:
         message = f"session {session_id[:100]!r} is not open here"
         raise PunieError(NotFound(message=message, what="session"))
 
-    async def _store(self, session_id: str, prompt_id: str, ordinal: int, data: bytes) -> None:
-        """Make a delta durable within `STORE_TIMEOUT`. Raises `PunieError`."""
-        request_id = next(self._store_ids)
-        stored: asyncio.Future[WireError | None] = asyncio.get_running_loop().create_future()
-        self._storing[request_id] = stored
+    async def _describe(self, wanted: DescribePrompt) -> None:
+        """Answer what a model is told in that project."""
+        answer = PromptDescribed(request_id=wanted.request_id)
         try:
-            async with asyncio.timeout(STORE_TIMEOUT):
-                await self._link.send(
-                    StoreDelta(
-                        request_id=request_id,
-                        session_id=session_id,
-                        prompt_id=prompt_id,
-                        ordinal=ordinal,
-                        data=data,
-                    )
-                )
-                error = await stored
-        except TimeoutError:
-            message = f"the journal did not answer within {STORE_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=message, limit_s=STORE_TIMEOUT)) from None
-        finally:
-            self._storing.pop(request_id, None)
-        if error is not None:
-            raise RemoteError(error)
+            project = self._projects.get(wanted.project_id)
+            if project is None:
+                message = f"project {wanted.project_id} is not open here"
+                raise PunieError(NotFound(message=message, what="project"))
+            info = await self._models.info(wanted.backend)
+            parts = await project.settings.parts()
+            report = await describe(self._models, info, wanted.backend, parts)
+            answer = msgspec.structs.replace(answer, report=report)
+        except PunieError as error:
+            answer = msgspec.structs.replace(answer, error=error.error)
+        self._link.send_nowait(answer)
 
     async def _stop(self, reason: str, deadline_s: float) -> None:
         """Cancel every turn; what was durable stays, prompts are answered while there is time."""
@@ -237,7 +244,8 @@ class Worker:
                 await _end(list(self._sessions.values()), reason)
         except TimeoutError:
             _log.warning("turns were still under way at the deadline")
-        self._services.model.close()
+        await self._services.code.close()
+        await self._models.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

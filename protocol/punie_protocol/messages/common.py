@@ -75,6 +75,42 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     framework: float = 0.0
 
 
+class Outcome(StrEnum):
+    """How a tool call ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    DENIED = "denied"
+    CANCELLED = "cancelled"
+
+
+class ToolTiming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One tool call of a turn, milliseconds. `start_ms` counts from the start of the turn,
+    `duration_ms` is without `wait_ms`, the wait for a permission. `parent` is the id of the
+    `execute_code` it came from."""
+
+    id: str
+    tool: str
+    start_ms: float
+    duration_ms: float
+    outcome: Outcome
+    isolation: Isolation
+    wait_ms: float = 0.0
+    parent: str = ""
+
+
+class ModelTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """One model step of a turn, milliseconds; `start_ms` as in `ToolTiming`, `wall_ms` is what
+    the worker saw from the request to the last event."""
+
+    start_ms: float
+    wall_ms: float
+    queue: float
+    prefill: float
+    decode: float
+    usage: Usage
+
+
 class PromptStyle(StrEnum):
     """How a model is told about its tools."""
 
@@ -85,7 +121,9 @@ class PromptStyle(StrEnum):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The loaded model, as clients of the model host need to know it. Sizes in tokens."""
+    """The model that answers, as an agent needs to know it. Sizes in tokens. `folder` is empty
+    for one that another server has. With `check_fences`, Python in fences of an answer must
+    parse."""
 
     name: str
     folder: str
@@ -93,3 +131,4 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     prompt_style: PromptStyle
     tool_call_format: str
     max_output_tokens: int
+    check_fences: bool = False

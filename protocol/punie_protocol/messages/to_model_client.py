@@ -96,6 +96,13 @@ class Failed(Message, frozen=True, tag="failed"):
     usage: Usage = Usage()
 
 
+class TokenCount(Message, frozen=True, tag="token_count"):
+    """Answer to `CountTokens`."""
+
+    request_id: int
+    tokens: int
+
+
 type ToModelClient = (
     ModelWelcome
     | ModelChanged
@@ -106,4 +113,5 @@ type ToModelClient = (
     | ToolCall
     | Finished
     | Failed
+    | TokenCount
 )

@@ -135,4 +135,13 @@ class CancelGenerate(Message, frozen=True, tag="cancel_generate"):
     request_id: int
 
 
-type ClientToModelHost = ClientHello | Generate | CancelGenerate
+class CountTokens(Message, frozen=True, tag="count_tokens"):
+    """Client: how many tokens these messages and tools are, rendered as for `Generate` without
+    the opening of an answer. Answered by `TokenCount` or `Failed`."""
+
+    request_id: int
+    messages: list[AnyChatMessage]
+    tools: list[ToolSchema] = msgspec.field(default_factory=list[ToolSchema])
+
+
+type ClientToModelHost = ClientHello | Generate | CancelGenerate | CountTokens

@@ -2,8 +2,10 @@
 
 from enum import StrEnum
 
+from punie_protocol.client import PromptReport
 from punie_protocol.errors import WireError
 from punie_protocol.messages.common import Limits, Message, ModelInfo, Role
+from punie_protocol.permissions import Grant
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -58,11 +60,13 @@ class StoreDelta(Message, frozen=True, tag="store_delta"):
 
 
 class EffectStarted(Message, frozen=True, tag="effect_started"):
-    """A tool with effects is about to begin; it begins after `Stored`."""
+    """A tool with effects is about to begin; it begins after `Stored`. `ordinal` is that of the
+    next delta: an effect whose ordinal no delta has belongs to a step that is not over."""
 
     request_id: int
     session_id: str
     prompt_id: str
+    ordinal: int
     effect_id: str
     tool: str
     arguments: bytes
@@ -76,6 +80,31 @@ class EffectFinished(Message, frozen=True, tag="effect_finished"):
     effect_id: str
     ok: bool
     summary: str
+
+
+class StoreGrant(Message, frozen=True, tag="store_grant"):
+    """An answer that holds for the rest of the session. Answered by `Stored`."""
+
+    request_id: int
+    session_id: str
+    grant: Grant
+
+
+class StoreTrust(Message, frozen=True, tag="store_trust"):
+    """The user trusts the project's own settings as they are: `digest` is of those files'
+    content. Answered by `Stored`."""
+
+    request_id: int
+    project_id: str
+    digest: str
+
+
+class PromptDescribed(Message, frozen=True, tag="prompt_described"):
+    """Answer to `DescribePrompt`: `report` is there unless `error` says why not."""
+
+    request_id: int
+    report: PromptReport | None = None
+    error: WireError | None = None
 
 
 class Load(StrEnum):
@@ -119,6 +148,9 @@ type ToSupervisor = (
     | StoreDelta
     | EffectStarted
     | EffectFinished
+    | StoreGrant
+    | StoreTrust
+    | PromptDescribed
     | ModelState
     | Pong
 )

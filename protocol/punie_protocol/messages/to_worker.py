@@ -1,26 +1,41 @@
 """Messages that a worker receives from the supervisor, on its control socket."""
 
+import msgspec
+
+from punie_protocol.backends import Backend
 from punie_protocol.errors import WireError
 from punie_protocol.messages.common import Isolation, Limits, Message
+from punie_protocol.permissions import Grant, Mode, PermissionSettings
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Answer to `Hello`. `model_socket` is the absolute path of the model host's socket."""
+    """Answer to `Hello`. `model_socket` is the absolute path of the model host's socket,
+    `permissions` is what the user's config file says."""
 
     protocol: int
     version: str
     limits: Limits
     model_socket: str
+    permissions: PermissionSettings
 
 
 class OpenProject(Message, frozen=True, tag="open_project"):
     """Start the project half for `root`, an absolute real path. `client_id` is the opaque
-    fairness key for the model host. Answered by `ProjectReady` or `ProjectFailed`."""
+    fairness key for the model host, `trusted` the digest of the project's own settings as the
+    user trusted them, or empty. Answered by `ProjectReady` or `ProjectFailed`."""
 
     project_id: str
     root: str
     isolation: Isolation
     client_id: str
+    trusted: str
+
+
+class TrustProject(Message, frozen=True, tag="trust_project"):
+    """The user's trust in the project's own settings has changed; empty: there is none."""
+
+    project_id: str
+    trusted: str
 
 
 class CloseProject(Message, frozen=True, tag="close_project"):
@@ -30,14 +45,29 @@ class CloseProject(Message, frozen=True, tag="close_project"):
     reason: str
 
 
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call with effects, as `EffectStarted` and `EffectFinished` told it. `ok` is ``None``
+    for one that did not finish: its outcome is not known."""
+
+    effect_id: str
+    tool: str
+    arguments: bytes
+    ok: bool | None
+    summary: str
+
+
 class OpenSession(Message, frozen=True, tag="open_session"):
     """Make a session known, with its conversation so far: deltas in order of their ordinal,
-    as they were in `StoreDelta`; what does not fit follows in `SessionHistory`. Comes before the
-    first `ClientMessage` of the session."""
+    as they were in `StoreDelta`; what does not fit follows in `SessionHistory`. `effects` are
+    those of the step after the last delta, `mode` is ``None`` while nobody set one. Comes before
+    the first `ClientMessage` of the session."""
 
     session_id: str
     project_id: str
     deltas: list[bytes]
+    mode: Mode | None = None
+    grants: list[Grant] = msgspec.field(default_factory=list[Grant])
+    effects: list[Effect] = msgspec.field(default_factory=list[Effect])
 
 
 class SessionHistory(Message, frozen=True, tag="session_history"):
@@ -46,6 +76,22 @@ class SessionHistory(Message, frozen=True, tag="session_history"):
 
     session_id: str
     deltas: list[bytes]
+
+
+class SetMode(Message, frozen=True, tag="set_mode"):
+    """The session's permission mode from now on, also of a turn under way."""
+
+    session_id: str
+    mode: Mode
+
+
+class DescribePrompt(Message, frozen=True, tag="describe_prompt"):
+    """What is a model told before the first prompt of a session in that project? `backend` as in
+    ``_meta.punie`` of a prompt. Answered by `PromptDescribed`."""
+
+    request_id: int
+    project_id: str
+    backend: Backend | None = None
 
 
 class CloseSession(Message, frozen=True, tag="close_session"):
@@ -65,7 +111,7 @@ class ClientMessage(Message, frozen=True, tag="client_message"):
 
 
 class Stored(Message, frozen=True, tag="stored"):
-    """`StoreDelta`, `EffectStarted` or `EffectFinished` of that id is on the disk, or why not."""
+    """What the worker asked with that id to be stored is on the disk, or why not."""
 
     request_id: int
     error: WireError | None = None
@@ -87,9 +133,12 @@ class Stop(Message, frozen=True, tag="stop"):
 type ToWorker = (
     Welcome
     | OpenProject
+    | TrustProject
     | CloseProject
     | OpenSession
     | SessionHistory
+    | SetMode
+    | DescribePrompt
     | CloseSession
     | ClientMessage
     | Stored

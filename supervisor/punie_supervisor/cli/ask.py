@@ -12,20 +12,19 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol import client as punie
-from punie_protocol.errors import LinkClosed, NotFound, PunieError, RemoteError
+from punie_protocol.errors import Denied, LinkClosed, PunieError, RemoteError
 from punie_protocol.handshake import version
 from punie_protocol.messages.common import Isolation
-from punie_supervisor.cli import output
+from punie_protocol.permissions import Mode, PromptPermissions
+from punie_protocol.tool_types import Permission
+from punie_supervisor.cli import denied, output, permission
 from punie_supervisor.cli.context import Deadline
 from punie_supervisor.cli.exit_codes import ExitCode, wire_exit_code
 from punie_supervisor.cli.printers import PRINTERS, Format
-from punie_supervisor.clients import launch
+from punie_supervisor.clients import launch, sessions
 from punie_supervisor.clients.connection import Client, check_version, connect
 from punie_supervisor.clients.errors import DaemonUnreachable
-from punie_supervisor.clients.turn import (
-    PromptResult,
-    TurnCollector,
-)
+from punie_supervisor.clients.turn import PromptResult, TurnCollector
 from punie_supervisor.paths import Paths
 
 CANCEL_PATIENCE = 3.0
@@ -33,7 +32,8 @@ CANCEL_PATIENCE = 3.0
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What to ask, and how; `directory` is a real path, `model` a name or an absolute path."""
+    """What to ask, and how; `directory` is a real path, `model` a name, an absolute path or a
+    server's address. `allow` are the classes of tools that need no question."""
 
     text: str
     context: str
@@ -42,6 +42,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Isolation | None
     session: str | None
     last: bool
+    allow: list[Permission]
     format: Format
     deadline: Deadline
 
@@ -51,16 +52,6 @@ class Cause(StrEnum):
 
     INTERRUPT = "interrupted"
     TIMEOUT = "timed out"
-
-
-class _SessionInfo(msgspec.Struct, rename="camel"):
-    session_id: str
-    cwd: str
-
-
-class _SessionPage(msgspec.Struct, rename="camel"):
-    sessions: list[_SessionInfo]
-    next_cursor: str | None = None
 
 
 class _SessionId(msgspec.Struct, rename="camel"):
@@ -96,7 +87,8 @@ class _Turn:
         self._paths = paths
         self._collector: TurnCollector | None = None
         self._cause: Cause | None = None
-        self._denied = False
+        self._interactive = permission.is_interactive()
+        self._said_no = False
         self._printer = PRINTERS[question.format]()
 
     async def run(self) -> ExitCode:
@@ -149,15 +141,20 @@ class _Turn:
         """Return the session's id and its project's root."""
         question, directory = self._question, self._question.directory
         if question.session is not None or question.last:
-            session_id, root = await _find_session(client, question)
+            found = await self._earlier(client)
             if question.isolation is not None:
-                params = punie.Isolate(cwd=root, isolation=question.isolation)
-                await client.ask_daemon(punie.ISOLATE, params, dict)
-            return session_id, root
+                move = punie.Isolate(cwd=found.cwd, isolation=question.isolation)
+                await client.ask_daemon(punie.ISOLATE, move, dict)
+            return found.session_id, found.cwd
         meta = {"punie": punie.SessionMeta(isolation=question.isolation)}
         params = {"cwd": directory, "mcpServers": [], "_meta": meta}
         answer = await client.call("session/new", params, _SessionId)
         return answer.session_id, directory
+
+    async def _earlier(self, client: Client) -> sessions.SessionInfo:
+        if self._question.session is not None:
+            return await sessions.find(client, self._question.session)
+        return await sessions.last(client, self._question.directory)
 
     async def _prompt(
         self, client: Client, request: int, session_id: str, prompt_id: str
@@ -166,7 +163,7 @@ class _Turn:
         params = {
             "sessionId": session_id,
             "prompt": _blocks(self._question),
-            "_meta": {"punie": punie.PromptMeta(prompt_id=prompt_id, model=self._question.model)},
+            "_meta": {"punie": self._meta(prompt_id)},
         }
         try:
             result = await client.call("session/prompt", params, PromptResult, id=request)
@@ -177,16 +174,56 @@ class _Turn:
         self._printer.finish(self._collector.finish(result))
         return self._outcome(result)
 
+    def _meta(self, prompt_id: str) -> punie.PromptMeta:
+        permissions = PromptPermissions(mode=self._mode(), allow=self._question.allow)
+        return punie.PromptMeta(
+            prompt_id=prompt_id, model=self._question.model, permissions=permissions
+        )
+
+    def _mode(self) -> Mode | None:
+        """Without a terminal it only reads, but for what was allowed; on one the settings say what
+        is asked about, unless the question itself allows something."""
+        if self._question.allow:
+            return Mode.ASK
+        return None if self._interactive else Mode.READ_ONLY
+
     def _outcome(self, result: PromptResult) -> ExitCode:
+        assert self._collector is not None
+        report = self._collector.report
         if result.stop_reason == "cancelled":
             return self._cancelled_code()
-        if self._denied:
-            output.say("error: a permission was denied; punie ask only reads")
-            return ExitCode.DENIED
         if result.stop_reason != "end_turn":
-            output.say(f"error: the turn ended early: {result.stop_reason}")
+            why = report.stop_detail or result.stop_reason
+            output.say(f"error: the turn ended early: {why}")
             return ExitCode.TURN_FAILED
+        refused = denied.denied_calls(report.tool_calls)
+        if refused and not self._said_no:
+            for line in denied.sentences(refused, self._question.allow):
+                output.say(line)
+            return ExitCode.DENIED
         return ExitCode.OK
+
+    async def _answer(self, params: Raw) -> dict[str, Any]:
+        """Answer a permission question: as the person says, without one with a refusal."""
+        asked = permission.decode(params)
+        if self._interactive:
+            self._printer.pause()
+            chosen = await permission.ask(asked)
+            self._said_no = self._said_no or asked.refuses(chosen)
+            return permission.outcome(chosen)
+        if self._is_ours(asked):
+            output.say(f"refused, as there is no terminal to ask on: {asked.title}")
+            if asked.is_about_settings:
+                output.say("to use them: punie trust")
+            return permission.outcome(asked.refusal)
+        text = "there is no terminal to ask on"
+        raise PunieError(Denied(message=text, hint="answer it where the prompt came from"))
+
+    def _is_ours(self, asked: permission.Asked) -> bool:
+        """Whether it is about this prompt; another client of the session may have one too."""
+        if self._collector is None:
+            return False
+        return asked.is_of(self._collector.prompt_id)
 
     def _cancelled_code(self) -> ExitCode:
         if self._cause is Cause.TIMEOUT:
@@ -211,36 +248,10 @@ class _Turn:
             case punie.ACCEPTED:
                 self._printer.accepted(msgspec.json.decode(params, type=punie.Accepted))
             case "session/request_permission":
-                self._denied = True
-                return {"outcome": {"outcome": "cancelled"}}
+                return await self._answer(params)
             case _:  # extensions of a newer daemon are not for this client
                 pass
         return None
-
-
-async def _find_session(client: Client, question: Question) -> tuple[str, str]:
-    """Return the id and the project's root of the session that `question` continues."""
-    if question.session is not None:
-        async for info in _sessions(client, None):
-            if info.session_id == question.session:
-                return info.session_id, info.cwd
-        raise _no_session(f"no session {question.session}", question.session)
-    async for info in _sessions(client, question.directory):
-        return info.session_id, info.cwd
-    raise _no_session(f"no session in {question.directory} yet", question.directory)
-
-
-async def _sessions(client: Client, cwd: str | None) -> Any:
-    """Yield the known sessions, most recent first."""
-    cursor = None
-    while True:
-        params = {"cwd": cwd, "cursor": cursor}
-        page = await client.ask_daemon("session/list", params, _SessionPage)
-        for info in page.sessions:
-            yield info
-        cursor = page.next_cursor
-        if cursor is None:
-            return
 
 
 def _blocks(question: Question) -> list[dict[str, str]]:
@@ -248,12 +259,6 @@ def _blocks(question: Question) -> list[dict[str, str]]:
     if question.context:
         blocks.append({"type": "text", "text": question.context})
     return blocks
-
-
-def _no_session(message: str, what: str) -> PunieError:
-    return PunieError(
-        NotFound(message=message, hint="leave the option out to begin one", what=what)
-    )
 
 
 def _leave(code: ExitCode) -> NoReturn:

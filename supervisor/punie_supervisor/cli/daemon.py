@@ -102,7 +102,16 @@ def render_status(report: punie.StatusReport) -> str:
         "",
         *_table(("project", "isolation", "state", "sessions"), _project_rows(report)),
     ]
+    if report.servers:
+        lines += ["", *_table(("server", "state", "pid", "error"), _server_rows(report))]
     return "\n".join(lines) + "\n"
+
+
+def _server_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
+    return [
+        (s.url, s.state, str(s.pid or "-"), s.error.message if s.error else "")
+        for s in report.servers
+    ]
 
 
 def _worker_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
@@ -157,7 +166,7 @@ async def _wait_for_model(paths: Paths) -> ExitCode:
     while time.monotonic() < deadline:
         model = (await _status(paths)).model
         match model.state:
-            case "ready":
+            case "ready" | "server":
                 output.say(f"ready: model {model.name}")
                 return ExitCode.OK
             case "failed":

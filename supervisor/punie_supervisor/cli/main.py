@@ -11,7 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from punie_protocol import backends
 from punie_protocol.messages.common import Isolation
+from punie_protocol.tool_types import Permission
 
 app = typer.Typer(
     name="punie",
@@ -25,13 +27,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+prompt_app = typer.Typer(
+    name="prompt", help="Show what a model is told.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(prompt_app)
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        metavar="NAME|PATH",
+        metavar="NAME|PATH|URL",
         envvar="PUNIE_MODEL",
-        help="Model folder, or a name: 'embedded', or a folder of the models directory.",
+        help="Model folder, a name ('embedded', or a folder of the models directory), or a "
+        "server's: http://host:port/v1#name.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -52,10 +60,16 @@ def ask(
         typer.Option(help="Who shares the project's worker process: nobody, or other projects."),
     ] = None,
     session: Annotated[
-        str | None, typer.Option(metavar="ID", help="Continue that conversation.")
+        str | None,
+        typer.Option(metavar="ID", help="Continue that conversation: its id, or how that begins."),
     ] = None,
     last: Annotated[
         bool, typer.Option("--last", help="Continue the project's last conversation.")
+    ] = False,
+    edit: Annotated[bool, typer.Option("--edit", help="Let it edit files.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Let it run commands.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Let it do everything that no rule forbids.")
     ] = False,
     format: Annotated[
         str, typer.Option(metavar="text|json|jsonl", help="How the answer is printed.")
@@ -65,7 +79,11 @@ def ask(
         typer.Option(metavar="S", min=0.001, help="Give up after S seconds."),
     ] = None,
 ) -> None:
-    """Ask a question about a project. Standard input, when piped, is added as context."""
+    """Ask a question about a project, or have something done in it.
+
+    On a terminal you are asked before anything is changed. Elsewhere it only reads, but for what
+    --edit, --run or --yes allow. Standard input, when piped, is added as context.
+    """
     from punie_supervisor.cli import ask as command
     from punie_supervisor.cli.context import Deadline, read_context
     from punie_supervisor.cli.printers import Format
@@ -75,9 +93,7 @@ def ask(
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
         raise typer.BadParameter("--session and --last exclude each other")
-    directory = directory.expanduser() if directory is not None else None
-    if directory is not None and not directory.is_dir():
-        raise typer.BadParameter(f"{directory} is not a folder", param_hint="-C")
+    folder = _folder(directory)
     context = read_context(deadline)
     if text == "-":
         text, context = context, ""
@@ -86,11 +102,12 @@ def ask(
     question = command.Question(
         text=text,
         context=context,
-        directory=os.path.realpath(directory or os.curdir),
+        directory=folder,
         model=resolve_model(model),
         isolation=isolation,
         session=session,
         last=last,
+        allow=_allowed(edit=edit, run=run, everything=yes),
         format=Format(format),
         deadline=deadline,
     )
@@ -132,13 +149,79 @@ def status(as_json: JsonOption = False) -> None:
 
 @app.command()
 def logs(
-    lines: Annotated[int, typer.Option("-n", min=1, help="How many lines.")] = 100,
+    lines: Annotated[int, typer.Option("-n", metavar="N", min=1, help="How many lines.")] = 100,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
 ) -> None:
     """Print the daemon's log."""
     from punie_supervisor.cli import daemon
 
     raise typer.Exit(daemon.logs(lines=lines, follow=follow))
+
+
+@app.command()
+def perf(
+    session: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SESSION", help="Its id, or how that begins. Default: all of the project."
+        ),
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option("-C", metavar="DIR", help="The project. Default: here.")
+    ] = None,
+    everywhere: Annotated[bool, typer.Option("--all", help="The turns of all projects.")] = False,
+    turns: Annotated[
+        int, typer.Option("-n", metavar="N", min=1, max=1000, help="How many at most.")
+    ] = 20,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the HTML report goes. Default: state folder."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where the time of turns went, and write an HTML report."""
+    from punie_supervisor.cli import perf as command
+
+    wanted = command.Wanted(
+        session=session,
+        directory=None if everywhere or session else _folder(directory),
+        turns=turns,
+        html=html.expanduser() if html else None,
+        as_json=as_json,
+    )
+    raise typer.Exit(command.perf(wanted))
+
+
+@prompt_app.command()
+def show(
+    directory: Annotated[
+        Path | None, typer.Option("-C", metavar="DIR", help="The project. Default: here.")
+    ] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a model is told before a prompt, part by part, with the tokens of each."""
+    from punie_supervisor.cli import prompt as command
+
+    directory_ = _folder(directory)
+    raise typer.Exit(command.show(directory_, resolve_model(model), as_json=as_json))
+
+
+@app.command()
+def trust(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The project. Default: here.")
+    ] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Trust it no more.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Trust a project's own settings as they are now.
+
+    They are in .punie/config.toml, or [tool.punie] in pyproject.toml. Any change asks again.
+    """
+    from punie_supervisor.cli import trust as command
+
+    raise typer.Exit(command.trust(_folder(directory), trusted=not revoke, as_json=as_json))
 
 
 @app.command()
@@ -155,13 +238,32 @@ def version(as_json: JsonOption = False) -> None:
         sys.stdout.write(f"punie {handshake.version()}\n")
 
 
+def _folder(directory: Path | None) -> str:
+    """Return a project's folder as a real path. Raises `typer.BadParameter`."""
+    directory = directory.expanduser() if directory is not None else Path(os.curdir)
+    if not directory.is_dir():
+        raise typer.BadParameter(f"{directory} is not a folder", param_hint="DIR")
+    return os.path.realpath(directory)
+
+
+def _allowed(*, edit: bool, run: bool, everything: bool) -> list[Permission]:
+    """Return the classes of tools that need no question."""
+    if everything:
+        return [Permission.EDIT, Permission.EXECUTE, Permission.NETWORK]
+    return [Permission.EDIT] * edit + [Permission.EXECUTE] * run
+
+
 def resolve_model(model: str | None) -> str | None:
     """Return a model as the daemon takes it: a name as it is, a path absolute.
 
     What looks like a path is one: it has a separator, is ``.``, ``..`` or begins with ``~``.
+    Raises `PunieError` for a server's address that is none.
     """
     if not model:
         return None
+    if backends.is_backend(model) or "://" in model:
+        backends.parse(model)
+        return model
     if os.sep in model or model in (os.curdir, os.pardir) or model.startswith("~"):
         return str(Path(model).expanduser().absolute())
     return model

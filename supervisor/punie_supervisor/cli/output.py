@@ -16,6 +16,11 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def printable(text: str) -> str:
+    """Return a line without what would steer a terminal: it may come from a file or a model."""
+    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+
+
 def say_error(error: WireError) -> None:
     """Print a failure on stderr: what happened, and what to do."""
     say(f"error: {error.message}")

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from punie_protocol import client as punie
 from punie_supervisor.cli import output
-from punie_supervisor.clients.turn import Event, EventKind, TurnReport
+from punie_supervisor.clients.turn import Event, EventKind, ToolCallReport, TurnReport
 
 
 class Format(StrEnum):
@@ -20,8 +20,13 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
+_ENDED: Final = "stopped: "
+"""So begins a notice of a turn that ended early, which is said at the end anyway."""
+
+
 class TextPrinter:
-    """The answer as it comes; what tools run is said on a terminal's stderr."""
+    """The answer as it comes. What Punie has to say goes to stderr: notices and what was edited,
+    and on a terminal which tool runs."""
 
     def __init__(self) -> None:
         self._open = False
@@ -34,20 +39,42 @@ class TextPrinter:
         output.clear_progress()
         match event.kind:
             case EventKind.TEXT:
-                if event.new_block and self._any:
-                    _write("\n" if not self._open else "\n\n")
-                _write(event.text)
-                self._any = True
-                self._open = not event.text.endswith("\n")
+                self._text(event)
+            case EventKind.NOTICE if not event.text.startswith(_ENDED):
+                self.pause()
+                output.say(f"note: {output.printable(event.text.strip())}")
             case EventKind.TOOL_STARTED if event.tool is not None and sys.stderr.isatty():
+                self.pause()
                 output.progress(f"running {event.tool.name}")
+            case EventKind.TOOL_FINISHED if event.tool is not None:
+                if done := _edited(event.tool):
+                    self.pause()
+                    output.say(done)
             case _:
                 pass
+
+    def pause(self) -> None:
+        """End the line that the answer stands on, where something else would be written on it."""
+        if self._open and sys.stdout.isatty():
+            self._write("\n")
 
     def finish(self, _report: TurnReport) -> None:
         output.clear_progress()
         if self._open:
-            _write("\n")
+            self._write("\n")
+
+    def _text(self, event: Event) -> None:
+        if event.new_block and self._any:
+            self._write("\n" if not self._open else "\n\n")
+        self._write(event.text)
+
+    def _write(self, text: str) -> None:
+        if sys.stdout.isatty():
+            text = "\n".join(map(output.printable, text.split("\n")))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._any = True
+        self._open = not text.endswith("\n")
 
 
 class JsonPrinter:
@@ -57,6 +84,9 @@ class JsonPrinter:
         pass
 
     def event(self, _event: Event) -> None:
+        pass
+
+    def pause(self) -> None:
         pass
 
     def finish(self, report: TurnReport) -> None:
@@ -78,12 +108,15 @@ class JsonlPrinter:
 
     def event(self, event: Event) -> None:
         match event.kind:
-            case EventKind.TEXT | EventKind.THOUGHT:
+            case EventKind.TEXT | EventKind.THOUGHT | EventKind.NOTICE:
                 output.print_json_line({"type": event.kind, "text": event.text})
             case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED:
                 output.print_json_line({"type": event.kind} | msgspec.to_builtins(event.tool))
             case EventKind.OTHER:
                 pass
+
+    def pause(self) -> None:
+        pass
 
     def finish(self, report: TurnReport) -> None:
         output.print_json_line({"type": "result"} | _for_machines(report))
@@ -103,6 +136,12 @@ def _for_machines(report: TurnReport) -> dict[str, Any]:
     return fields
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _edited(call: ToolCallReport) -> str:
+    """Return in one line what a call did to a file; empty when it did nothing to one."""
+    result = call.result
+    if not (call.ok and isinstance(result, dict) and "diff" in result and "added" in result):
+        return ""
+    given = call.arguments if isinstance(call.arguments, dict) else {}
+    moved = f"{given.get('path')} → " if "destination" in given else ""
+    lines = f" +{result['added']} -{result.get('removed')}"
+    return output.printable(f"{call.name} {moved}{result.get('path')}{lines}")

@@ -37,6 +37,8 @@ ANSWER_TIMEOUT: Final = 10.0
 _RETRY: Final = 0.05
 """Seconds between two tries to connect to a daemon that is starting."""
 
+CANCEL_REQUEST: Final = "$/cancel_request"
+
 _NO_REASON: Final = "the daemon ended the connection"
 
 type Handler = Callable[[str, Raw], Awaitable[Any]]
@@ -46,8 +48,9 @@ type Handler = Callable[[str, Raw], Awaitable[Any]]
 class Client:
     """JSON-RPC both ways on one connection. Made by `connect`, owned by one task group.
 
-    `request` may be called concurrently. Notifications and requests of the daemon go to
-    `handler`, one at a time and in order.
+    `request` may be called concurrently. Notifications of the daemon go to `handler`, one at a
+    time and in order; its requests too, each in a task of its own, which ``$/cancel_request``
+    ends. A `PunieError` of the handler answers a request.
     """
 
     def __init__(self, websocket: ClientConnection, handler: Handler) -> None:
@@ -55,6 +58,7 @@ class Client:
         self._handler = handler
         self._ids = itertools.count(1)
         self._waiting: dict[jsonrpc.RpcId, asyncio.Future[Raw]] = {}
+        self._asked: dict[jsonrpc.RpcId, asyncio.Task[None]] = {}
 
     def next_id(self) -> int:
         """Return an id for `request`, for whoever may want to cancel it."""
@@ -98,6 +102,7 @@ class Client:
         except ConnectionClosed:
             pass  # those who wait are told below
         finally:
+            await self._withdraw(list(self._asked))
             reason = self._websocket.close_reason or _NO_REASON
             for future in self._waiting.values():
                 if not future.done():
@@ -108,9 +113,36 @@ class Client:
             self._answer(envelope)
             return
         params = envelope.params if envelope.params is not UNSET else Raw(b"{}")
-        result = await self._handler(envelope.method, params)
         if envelope.id is not UNSET:
-            await self._send(jsonrpc.response(envelope.id, result))
+            self._begin(envelope.id, envelope.method, params)
+        elif envelope.method == CANCEL_REQUEST:
+            asked = msgspec.json.decode(params, type=_Withdrawn).request_id
+            await self._withdraw([asked])
+        else:
+            await self._handler(envelope.method, params)
+
+    def _begin(self, id: jsonrpc.RpcId, method: str, params: Raw) -> None:
+        task = self._asked[id] = asyncio.create_task(self._handle(id, method, params))
+        task.add_done_callback(lambda _: self._asked.pop(id, None))
+
+    async def _handle(self, id: jsonrpc.RpcId, method: str, params: Raw) -> None:
+        try:
+            try:
+                body = jsonrpc.response(id, await self._handler(method, params))
+            except PunieError as error:
+                body = jsonrpc.failure(id, error.error)
+            await self._send(body)
+        except LinkClosed:
+            return  # `run` tells those who wait
+
+    async def _withdraw(self, ids: list[jsonrpc.RpcId]) -> None:
+        """End the questions of those ids that are still open."""
+        tasks = [task for id in ids if (task := self._asked.get(id)) is not None]
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     def _answer(self, envelope: jsonrpc.Envelope) -> None:
         future = self._waiting.get(envelope.id) if envelope.id is not UNSET else None
@@ -185,6 +217,10 @@ async def check_version(client: Client) -> str:
     about = await client.ask_daemon("initialize", params, _Initialized)
     check_protocol(about.meta.punie.protocol)
     return about.agent_info.version
+
+
+class _Withdrawn(msgspec.Struct, rename="camel"):
+    request_id: jsonrpc.RpcId
 
 
 class _AgentInfo(msgspec.Struct):

@@ -7,7 +7,7 @@ import msgspec
 
 from punie_protocol.client import ResultMeta, UpdateMeta
 from punie_protocol.errors import WireError
-from punie_protocol.messages.common import Isolation, Timings, Usage
+from punie_protocol.messages.common import Isolation, Outcome, Timings, Usage
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True):
@@ -17,7 +17,10 @@ class ToolCallReport(msgspec.Struct, kw_only=True):
     name: str
     arguments: Any = None
     ok: bool | None = None
+    outcome: Outcome | None = None
     duration_ms: float | None = None
+    wait_ms: float | None = None
+    isolation: Isolation | None = None
     parent: str | None = None
     result: Any = None
 
@@ -31,6 +34,7 @@ class TurnReport(msgspec.Struct, kw_only=True):
     model: str | None = None
     isolation: Isolation | None = None
     stop_reason: str | None = None
+    stop_detail: str = ""
     tool_calls: list[ToolCallReport] = []
     usage: Usage = Usage()
     timings_ms: Timings = Timings()
@@ -42,6 +46,7 @@ class EventKind(StrEnum):
 
     TEXT = "text"
     THOUGHT = "thought"
+    NOTICE = "notice"
     TOOL_STARTED = "tool_call"
     TOOL_FINISHED = "tool_result"
     OTHER = "other"
@@ -103,7 +108,7 @@ class TurnCollector:
 
     def __init__(self, session_id: str, project: str, prompt_id: str = "") -> None:
         self.report = TurnReport(answer="", session_id=session_id, project=project)
-        self._prompt_id = prompt_id
+        self.prompt_id = prompt_id
         self._tools: dict[str, ToolCallReport] = {}
         self._blocks: dict[str | None, list[str]] = {}
         self._last_block: str | None = None
@@ -113,13 +118,14 @@ class TurnCollector:
         notification = msgspec.json.decode(params, type=_Notification)
         update = notification.update
         owner = notification.meta.punie.prompt_id or update.meta.punie.prompt_id
-        if self._prompt_id and owner and owner != self._prompt_id:
+        if self.prompt_id and owner and owner != self.prompt_id:
             return Event(kind=EventKind.OTHER)
         match update.sessionUpdate:
             case "agent_message_chunk":
                 return self._text(update)
             case "agent_thought_chunk":
-                return Event(kind=EventKind.THOUGHT, text=_text_of(update))
+                kind = EventKind.NOTICE if update.meta.punie.notice else EventKind.THOUGHT
+                return Event(kind=kind, text=_text_of(update))
             case "tool_call":
                 return self._tool_started(update)
             case "tool_call_update":
@@ -143,6 +149,7 @@ class TurnCollector:
         if meta is not None:
             self.report.model, self.report.isolation = meta.model, meta.isolation
             self.report.usage, self.report.timings_ms = meta.usage, meta.timings_ms
+            self.report.stop_detail = meta.stop_detail
 
     def _text(self, update: _Update) -> Event:
         text = _text_of(update)
@@ -177,7 +184,9 @@ class TurnCollector:
             return Event(kind=EventKind.OTHER)
         tool.ok = update.status == "completed"
         tool.result = update.rawOutput
-        tool.duration_ms = update.meta.punie.duration_ms
+        meta = update.meta.punie
+        tool.duration_ms, tool.wait_ms = meta.duration_ms, meta.wait_ms
+        tool.outcome, tool.isolation = meta.outcome, meta.isolation
         return Event(kind=EventKind.TOOL_FINISHED, tool=tool)
 
 

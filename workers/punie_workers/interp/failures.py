@@ -14,6 +14,18 @@ class Kind(StrEnum):
     TOO_LARGE = "too_large"
     PERMISSION = "permission"
     INVALID_PATTERN = "invalid_pattern"
+    NO_MATCH = "no_match"
+    NOT_UNIQUE = "not_unique"
+    NO_CHANGE = "no_change"
+    EXISTS = "exists"
+    ENCODING = "encoding"
+    CHANGED = "changed"
+    PROTECTED = "protected"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    CHECKER_OUTPUT = "checker_output"
+    GIT_FAILED = "git_failed"
+    GIT_OUTPUT = "git_output"
+    NOT_A_REPOSITORY = "not_a_repository"
     IO = "io"
 
 
@@ -26,12 +38,12 @@ class Failure(Exception):
         self.message = message
 
 
-def from_os_error(error: OSError, path: str) -> Failure:
-    """Return the failure that an `OSError` on the asked `path` means; nothing of the machine's
-    own paths is in it."""
+def from_os_error(error: OSError, path: str, verb: str = "read") -> Failure:
+    """Return the failure that an `OSError` on the asked `path` means when it was to be read, or
+    what else `verb` says; nothing of the machine's own paths is in it."""
     match error:
         case PermissionError():
-            return Failure(Kind.PERMISSION, f"no permission to read '{path}'")
+            return Failure(Kind.PERMISSION, f"no permission to {verb} '{path}'")
         case FileNotFoundError():
             return Failure(Kind.NOT_FOUND, f"no file '{path}' in this project")
         case NotADirectoryError():

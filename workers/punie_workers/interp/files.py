@@ -3,43 +3,32 @@
 import os
 from typing import Any
 
+from punie_workers.interp import texts
+from punie_workers.interp.diffs import lines
 from punie_workers.interp.failures import Failure, Kind
 from punie_workers.interp.paths import Root
-
-MAX_SIZE = 2 * 1024 * 1024
-"""Bytes of the largest file that is read; a test keeps it equal to the wire's limit."""
+from punie_workers.interp.texts import HASH_DIGITS, MAX_SIZE, fingerprint
 
 
 def read_file(root: Root, path: str, start_line: int, max_lines: int) -> dict[str, Any]:
     """Return a window of lines, numbered like ripgrep's: only ``\\n`` ends one, ``\\r\\n`` is
     read as that. The text ends with a line end when the last line of the window has one."""
-    lines = _lines(_read_text(root, path))
+    data = _read_bytes(root, path)
+    if (text := texts.decode(path, data)) is None:
+        raise Failure(Kind.NOT_TEXT, f"'{path}' is not a text file")
+    every = lines(text.shown)
     first = start_line - 1
-    window = lines[first : first + max_lines]
+    window = every[first : first + max_lines]
     end = first + len(window)
     return {
         "text": "".join(window),
         "start_line": start_line,
         "end_line": end,
-        "total_lines": len(lines),
-        "truncated": end < len(lines) and bool(window),
+        "total_lines": len(every),
+        "truncated": end < len(every) and bool(window),
+        "encoding": text.encoding.name,
+        "content_hash": fingerprint(data)[:HASH_DIGITS],
     }
-
-
-def _lines(text: str) -> list[str]:
-    *whole, last = text.replace("\r\n", "\n").split("\n")
-    lines = [line + "\n" for line in whole]
-    return [*lines, last] if last else lines
-
-
-def _read_text(root: Root, path: str) -> str:
-    try:
-        text = _read_bytes(root, path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise Failure(Kind.NOT_TEXT, f"'{path}' is not a text file")
-    return text
 
 
 def _read_bytes(root: Root, path: str) -> bytes:

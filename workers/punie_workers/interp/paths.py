@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from punie_workers.interp.failures import Failure, Kind, from_os_error
 
@@ -21,6 +22,15 @@ MAX_LINKS = 40
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WALK = _DIRECTORY | (os.O_PATH if sys.platform == "linux" else os.O_RDONLY)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Resolved(NamedTuple):
+    """Where a path leads: `path` from the root after symbolic links, `links` the places of those
+    that were followed."""
+
+    path: str
+    exists: bool
+    links: tuple[str, ...]
 
 
 class Root:
@@ -39,10 +49,10 @@ class Root:
         with self._walk(path) as (parent, name, _):
             if name is None:
                 raise _not_a_file(path, stat.S_IFDIR)
-            _check_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
+            check_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
             fd = os.open(name, _READ, dir_fd=parent)
         try:
-            _check_regular(path, os.fstat(fd))
+            check_regular(path, os.fstat(fd))
         except Failure:
             os.close(fd)
             raise
@@ -60,11 +70,47 @@ class Root:
                 message = f"'{path}' is a file, not a folder"
                 raise Failure(Kind.NOT_A_DIRECTORY, message) from None
 
+    def open_place(self, path: str) -> tuple[int, str, str]:
+        """Return a descriptor of the folder to work in, its resolved path relative to the root,
+        and the name in it: that of the regular file at `path`, ``.`` for a folder. The caller
+        closes the descriptor."""
+        with self._walk(path, noun="file or folder") as (parent, name, resolved):
+            if name is None:
+                return os.dup(parent), resolved, "."
+            try:
+                return os.open(name, _WALK, dir_fd=parent), resolved, "."
+            except NotADirectoryError:
+                check_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
+                return os.dup(parent), resolved.rpartition("/")[0], name
+
+    def locate(self, path: str) -> str:
+        """Return where `path` leads, relative to the root. What is gone is where it was."""
+        if "\0" in path:
+            raise Failure(Kind.NOT_FOUND, f"no file {path!r} in this project")
+        try:
+            with self._walk(path) as (_, _, resolved):
+                return resolved
+        except Failure as failure:
+            if failure.kind not in (Kind.NOT_FOUND, Kind.NOT_A_DIRECTORY):
+                raise
+        return _Walk(self, path).written()
+
+    def resolve(self, path: str, *, missing: bool = False) -> Resolved:
+        """Return where the file at `path` stands. With `missing`, it and the folders above it
+        need not exist. The root itself, and a missing ``folder/``, are no files."""
+        walk = _Walk(self, path, missing=missing)
+        with self._walk(path, walk=walk) as (_, name, resolved):
+            if name is None or (walk.absent and path.endswith(("/", "/."))):
+                raise _not_a_file(path, stat.S_IFDIR)
+            return Resolved(resolved, not walk.absent, tuple(walk.links))
+
     @contextmanager
-    def _walk(self, path: str, noun: str = "file") -> Generator[tuple[int, str | None, str]]:
+    def _walk(
+        self, path: str, noun: str = "file", walk: _Walk | None = None
+    ) -> Generator[tuple[int, str | None, str]]:
         """Yield the descriptor of the last folder on the way, the name in it (``None`` when the
         path is that folder) and the resolved path. Errors below become `Failure`."""
-        walk = _Walk(self, path)
+        walk = walk or _Walk(self, path)
         try:
             yield walk.to_end()
         except FileNotFoundError:
@@ -75,7 +121,8 @@ class Root:
             walk.close()
 
 
-def _check_regular(path: str, status: os.stat_result) -> None:
+def check_regular(path: str, status: os.stat_result) -> None:
+    """Raise `Failure` for anything but a regular file."""
     if not stat.S_ISREG(status.st_mode):
         raise _not_a_file(path, status.st_mode)
 
@@ -86,9 +133,13 @@ def _not_a_file(path: str, mode: int) -> Failure:
 
 
 class _Walk:
-    """One walk from the root. Owns the descriptors of the folders on the way."""
+    """One walk from the root. Owns the descriptors of the folders on the way. With `missing` it
+    goes on by name where nothing exists any more, and `absent` is true."""
 
-    def __init__(self, root: Root, path: str) -> None:
+    def __init__(self, root: Root, path: str, *, missing: bool = False) -> None:
+        self.absent = False
+        self.links: list[str] = []
+        self._missing = missing
         self._root = root
         self._asked = path
         self._links = 0
@@ -102,12 +153,25 @@ class _Walk:
             if name == "..":
                 self._up()
             elif target := self._link(name):
+                self.links.append("/".join([*self._names, name]))
                 self._follow(target)
             elif self._todo:
                 self._down(name)
             else:
                 return self._here(), name, "/".join([*self._names, name])
         return self._here(), None, "/".join(self._names)
+
+    def written(self) -> str:
+        """Return the path as it is written, without a look at the disk."""
+        names: list[str] = []
+        for name in reversed(self._todo):
+            if name != "..":
+                names.append(name)
+            elif not names:
+                raise self._outside()
+            else:
+                names.pop()
+        return "/".join(names)
 
     def close(self) -> None:
         for fd in self._fds:
@@ -133,18 +197,28 @@ class _Walk:
         return path.removeprefix(root + "/")
 
     def _up(self) -> None:
+        if self.absent:
+            raise FileNotFoundError(errno.ENOENT, "no folder to leave")
         if not self._names:
             raise self._outside()
         self._names.pop()
         os.close(self._fds.pop())
 
     def _down(self, name: str) -> None:
-        self._fds.append(os.open(name, _WALK, dir_fd=self._here()))
+        if not self.absent:
+            self._fds.append(os.open(name, _WALK, dir_fd=self._here()))
         self._names.append(name)
 
     def _link(self, name: str) -> str | None:
+        if self.absent:
+            return None
         try:
             return os.readlink(name, dir_fd=self._here())
+        except FileNotFoundError:
+            if not self._missing:
+                raise
+            self.absent = True
+            return None
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return None

@@ -71,7 +71,7 @@ class _Filter:
     def __init__(self, root: Root, prefix: str, pattern: str) -> None:
         self._prefix = prefix + "/" if prefix else ""
         self._glob = Globs([pattern])
-        self._ignore = ignore.load(root)
+        self._ignore = ignore.load(root, prefix)
         self._known: dict[bytes, bool] = {}
 
     def counts(self, raw: bytes) -> bool:

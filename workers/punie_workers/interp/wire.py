@@ -18,6 +18,11 @@ def decode_request(request: bytes) -> tuple[str, dict[str, Any]]:
     return operation, arguments
 
 
+def encode_request(operation: str, arguments: dict[str, Any]) -> bytes:
+    """Return a request, for the host half to send back."""
+    return marshal.dumps([operation, arguments])
+
+
 def encode_ok(value: Any) -> bytes:
     """Return a successful reply; `value` is made of builtins."""
     return marshal.dumps([OK, value, END])

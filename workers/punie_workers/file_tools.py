@@ -1,10 +1,10 @@
-"""The read tools of one project: typed arguments in, typed result out.
+"""The file tools that read: typed arguments in, typed result out.
 
 Called directly by the agent and from Code Mode alike. They raise `PunieError`; `ToolFailed` for
-what the model is to be told. Cancelling a call ends its ripgrep.
+what the model is to be told. Cancelling a call ends its ripgrep. What ``.gitignore`` and
+``.punieignore`` hide is neither listed nor searched, nor are ``__pycache__`` and ``node_modules``.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,13 +13,12 @@ import msgspec
 
 from punie_protocol.errors import Internal, PunieError
 from punie_protocol.interp_codec import encode_request
-from punie_protocol.tools import (
-    Arguments,
+from punie_protocol.tool_types import Arguments, Result
+from punie_protocol.tools_files import (
     ListFiles,
     ListFilesResult,
     ReadFile,
     ReadFileResult,
-    Result,
     Search,
     SearchResult,
 )
@@ -27,19 +26,18 @@ from punie_workers import rg
 from punie_workers.halves import Halves
 
 
-class _Directory(msgspec.Struct):
+class Directory(msgspec.Struct):
     """A folder that the project half opened; the descriptor is the host half's to close."""
 
     fd: int
     path: str
 
 
-class ReadTools:
+class FileTools:
     """Files and searches of one project."""
 
     def __init__(self, halves: Halves) -> None:
         self._halves = halves
-        self._opening: set[asyncio.Task[_Directory]] = set()
 
     async def run(self, arguments: Arguments) -> Result:
         """Return the result of one tool call."""
@@ -55,13 +53,13 @@ class ReadTools:
                 raise PunieError(Internal(message=f"{type(arguments).__name__} is no read tool"))
 
     async def _list_files(self, wanted: ListFiles) -> ListFilesResult:
-        async with self._directory(wanted.path) as folder:
+        async with self.directory(wanted.path) as folder:
             output = await rg.files(folder.fd, at_root=not folder.path)
             request = _parse("list_files", output, folder, wanted.pattern, wanted.limit)
             return await self._halves.call(request, ListFilesResult)
 
     async def _search(self, wanted: Search) -> SearchResult:
-        async with self._directory(wanted.path) as folder:
+        async with self.directory(wanted.path) as folder:
             output = await rg.search(
                 folder.fd,
                 wanted.pattern,
@@ -73,32 +71,25 @@ class ReadTools:
             return await self._halves.call(request, SearchResult)
 
     @asynccontextmanager
-    async def _directory(self, path: str) -> AsyncGenerator[_Directory]:
+    async def directory(self, path: str) -> AsyncGenerator[Directory]:
+        """Yield the folder at `path`, open. Raises `PunieError`."""
         folder = await self._open(path)
         try:
             yield folder
         finally:
             os.close(folder.fd)
 
-    async def _open(self, path: str) -> _Directory:
-        """Open a folder. The project half cannot be stopped: cancelled, this closes what comes."""
+    async def _open(self, path: str) -> Directory:
+        """Open a folder. The project half cannot be stopped: what comes too late is closed."""
         request = encode_request("open_directory", {"path": path})
-        opening = asyncio.create_task(self._halves.call(request, _Directory))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_unused)
-            raise
+        return await self._halves.call(request, Directory, unclaimed=_close)
 
 
-def _close_unused(opening: asyncio.Task[_Directory]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result().fd)
+def _close(folder: Directory) -> None:
+    os.close(folder.fd)
 
 
-def _parse(operation: str, output: rg.Output, folder: _Directory, glob: str, limit: int) -> bytes:
+def _parse(operation: str, output: rg.Output, folder: Directory, glob: str, limit: int) -> bytes:
     return encode_request(
         operation,
         {

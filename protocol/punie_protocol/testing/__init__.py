@@ -1,0 +1,1 @@
+"""The test kit: try an agent or an extension without weights. Public; see the how-to page."""

@@ -1,0 +1,64 @@
+"""Which model answers a prompt: one of our own host, or a server's."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+from punie_protocol import backends
+from punie_protocol.backends import Backend
+from punie_protocol.client import ModelStatus
+from punie_protocol.errors import InvalidRequest, PunieError
+from punie_supervisor.model import ModelHost
+from punie_supervisor.servers import Progress, Servers
+
+
+class Models:
+    """Joins the model host and the servers. `default` is the model of prompts that name none: with
+    a server's address our host is started only when somebody asks for a model of ours."""
+
+    def __init__(self, host: ModelHost, servers: Servers, default: str) -> None:
+        self.host = host
+        self.servers = servers
+        self._default = default if backends.is_backend(default) else None
+
+    @property
+    def name(self) -> str:
+        """The model of a prompt that names none."""
+        return self._default or self.host.name
+
+    def start(self) -> None:
+        """Start our host, if it has the default model."""
+        if self._default is None:
+            self.host.start()
+
+    def check(self, model: str | None) -> None:
+        """Raise `PunieError` when a prompt's `model` looks like a server's address and is none, or
+        has a password in it, which would go into the journal with the prompt."""
+        if model is None or not backends.is_backend(model):
+            return
+        url, _ = backends.parse(model)
+        if "@" in urlsplit(url).netloc:
+            raise PunieError(
+                InvalidRequest(
+                    message="a model's name may hold no password",
+                    hint="set key or key_env of the server in config.toml",
+                )
+            )
+
+    async def obtain(
+        self, model: str | None, progress: Progress, held: ExitStack
+    ) -> Backend | None:
+        """Wait until `model` answers; of a server, return what the worker needs to ask it. A model
+        of our host stays until `held` is closed. Raises `PunieError`."""
+        model = model or self._default
+        if model is not None and backends.is_backend(model):
+            return await self.servers.ready(model, progress)
+        await self.host.hold(model, progress)
+        held.callback(self.host.release)
+        return None
+
+    def status(self, rss: Callable[[int | None], int]) -> ModelStatus:
+        """Return the model's part of the status report: the server's while our host rests."""
+        if self._default is None or not self.host.rests:
+            return self.host.status(rss)
+        return ModelStatus(name=self._default, folder="", state="server", pid=None, rss_bytes=0)

@@ -1,0 +1,118 @@
+"""The config file: permissions and servers."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from punie_protocol import backends
+from punie_protocol.backends import Server
+from punie_protocol.errors import PunieError
+from punie_protocol.permissions import Mode, Rule
+from punie_supervisor.config import Config, key_of
+from punie_supervisor.main import _absolute
+from punie_supervisor.paths import Paths
+
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "config.md"
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    paths = Paths.from_environment({"PUNIE_HOME": str(tmp_path)})
+    paths.config_dir.mkdir()
+    paths.config_file.write_text(text)
+    return Config.load(paths)
+
+
+def test_permissions_and_servers_are_read(tmp_path: Path):
+    config = load(
+        tmp_path,
+        """
+        model = "http://localhost:1234/v1#coder"
+        [permissions]
+        mode = "accept-edits"
+        wait_s = 5
+        allow = [{tool = "execute", command = "make test"}]
+        [[servers]]
+        url = "http://localhost:1234/v1/"
+        key_env = "KEY"
+        command = ["server", "--port", "1234"]
+        [[servers]]
+        url = "https://example.com/v1"
+        """,
+    )
+    assert config.permissions.mode is Mode.ACCEPT_EDITS
+    assert config.permissions.wait_s == 5
+    assert config.permissions.allow == [Rule(tool="execute", command="make test")]
+    assert [server.url for server in config.servers] == [
+        "http://localhost:1234/v1/",
+        "https://example.com/v1",
+    ]
+
+
+SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('model = "http://"', "is not a server's address"),
+        ('[permissions]\nmode = "fly"', "permissions.mode"),
+        ("[permissions]\nwait_s = 0", "permissions.wait_s"),
+        ("[permissions]\nallow = [{}]", r"permissions\.allow\[0\]"),
+        ('[permissions]\ndeny = [{tol = "x"}]', r"permissions\.deny"),
+        ('[[servers]]\nurl = "h:1"', r"servers\[0\]\.url"),
+        ('[[servers]]\nurl = "http://:1"', "is not a server's address"),
+        ('[[servers]]\nurl = "http://h:1/v1#x"', r"servers\[0\]\.url: only the base"),
+        ('[[servers]]\nurl = "http://h:1/v1?x=1"', r"servers\[0\]\.url: only the base"),
+        ('[[servers]]\nurl = "http://u:p@h:1/v1"', r"servers\[0\]\.url: no password"),
+        (SERVER + '[[servers]]\nurl = "http://h:1/v1/"', r"servers\[1\]\.url: servers\[0\] has"),
+        (SERVER + 'key = "a"\nkey_env = "B"', r"servers\[0\]\.key: there is a key_env too"),
+        (SERVER + "context_window = 1", "context_window"),
+        (SERVER + 'command = [""]', "command"),
+        (SERVER + 'command = ["a\\u0000"]', r"servers\[0\]\.command"),
+        (SERVER + 'command = ["a"]\ncwd = "here"', r"servers\[0\]\.cwd"),
+        ('[[servers]]\nurl = "https://h/v1"\ncommand = ["a"]', r"servers\[0\]\.command"),
+        (SERVER + "ready = 1", "ready"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_file_and_key(tmp_path: Path, text: str, named: str):
+    with pytest.raises(PunieError, match=named) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "config" / "config.toml") in str(caught.value)
+
+
+def test_a_key_comes_from_the_file_or_the_environment():
+    assert key_of(Server(url="http://h"), {}) == ""
+    assert key_of(Server(url="http://h", key="k"), {}) == "k"
+    assert key_of(Server(url="http://h", key_env="K"), {"K": "v"}) == "v"
+    for environ in ({}, {"K": ""}):
+        with pytest.raises(PunieError, match="environment variable K"):
+            key_of(Server(url="http://h", key_env="K"), environ)
+    with pytest.raises(PunieError, match="characters that no key has") as caught:
+        key_of(Server(url="http://h", key="a\r\nX: secret"), {})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["http://h:1/v1#n", "HTTPS://h", "http:x", "http://["])
+def test_addresses_are_told_from_names(model: str):
+    assert backends.is_backend(model)
+
+
+@pytest.mark.parametrize("model", ["embedded", "/http://x", "org/http", "//[x", ""])
+def test_names_and_paths_are_no_addresses(model: str):
+    assert not backends.is_backend(model)
+
+
+def test_an_address_on_the_command_line_is_not_taken_for_a_path():
+    assert _absolute("http://h:1/v1#org/name") == "http://h:1/v1#org/name"
+    assert _absolute("embedded") == "embedded"
+    assert Path(_absolute("a/b")).is_absolute()
+    with pytest.raises(PunieError, match="is not a server's address"):
+        _absolute("http://[")
+
+
+def test_every_key_is_documented():
+    text = DOCS.read_text()
+    for kind in (Config, Server, Config().permissions.__class__, Rule):
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.name}`" in text, (kind.__name__, field.name)

@@ -1,0 +1,104 @@
+"""The checkers: Punie's own pinned ty and ruff. They read the project and run none of it.
+
+Both are the ones that came with Punie, never those of the project or of ``PATH``, and neither
+starts a program: ty finds the packages of a ``.venv`` by looking at its folders (it would ask a
+``uv`` only when started by one). Neither writes: no cache, no fixes, whatever the project's
+configuration says, which counts for everything else. ``HOME`` stays, for the user's own
+configuration where the project has none.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from punie_protocol.errors import Internal, PunieError
+from punie_protocol.interp_codec import encode_request
+from punie_protocol.tool_types import Arguments, Result
+from punie_protocol.tools_checks import RuffCheck, RuffCheckResult, Typecheck, TypecheckResult
+from punie_workers import children, programs
+from punie_workers.halves import Halves
+from punie_workers.held import held
+from punie_workers.programs import Kinds, Program
+
+TIMEOUT: Final = 60.0
+MAX_OUTPUT: Final = 32 * 1024 * 1024
+
+KINDS: Final = Kinds(missing="checker_missing", failed="checker_failed", output="checker_output")
+TY: Final = Program(name="ty", kinds=KINDS, timeout=TIMEOUT, limit=MAX_OUTPUT)
+RUFF: Final = Program(name="ruff", kinds=KINDS, timeout=TIMEOUT, limit=MAX_OUTPUT)
+
+_TY = ["check", "--output-format=gitlab", "--no-progress", "--color=never", "--force-exclude"]
+_RUFF = [
+    "check",
+    "--output-format=json",
+    "--no-fix",
+    "--no-fix-only",
+    "--no-cache",
+    "--force-exclude",
+    "--extend-select=E902",  # a file that cannot be read is else a warning that nobody sees
+]
+_FINDINGS = frozenset({0, 1})
+"""Exit statuses of a run that came to its end; any other one is a crash or a bad configuration."""
+
+
+class _Place(msgspec.Struct):
+    """The folder to work in, by descriptor; its path, relative to the root; the name in it."""
+
+    fd: int
+    path: str
+    name: str
+
+
+class Checkers:
+    """Both checkers on one project. `find` returns where the program of a name is."""
+
+    def __init__(self, halves: Halves, find: Callable[[str], str] = programs.bundled) -> None:
+        self._halves = halves
+        self._find = find
+
+    async def run(self, arguments: Arguments) -> Result:
+        """Return the result of one tool call. Raises `PunieError`: a checker that is missing,
+        hangs, crashes or prints something unreadable never looks like a clean project."""
+        match arguments:
+            case Typecheck():
+                return await self._typecheck(arguments)
+            case RuffCheck():
+                return await self._ruff_check(arguments)
+            case _:
+                raise PunieError(Internal(message=f"{type(arguments).__name__} is no checker"))
+
+    async def _typecheck(self, wanted: Typecheck) -> TypecheckResult:
+        async with held(self._open(wanted.path), _close) as place:
+            root = "/".join(".." for _ in place.path.split("/") if place.path) or "."
+            options = [*_TY, f"--project={root}"]
+            request = await self._check(TY, options, place, "check_types", wanted.limit)
+            return await self._halves.call(request, TypecheckResult)
+
+    async def _ruff_check(self, wanted: RuffCheck) -> RuffCheckResult:
+        async with held(self._open(wanted.path), _close) as place:
+            request = await self._check(RUFF, _RUFF, place, "check_ruff", wanted.limit)
+            return await self._halves.call(request, RuffCheckResult)
+
+    async def _open(self, path: str) -> _Place:
+        return await self._halves.call(encode_request("check_place", {"path": path}), _Place)
+
+    async def _check(
+        self, program: Program, options: list[str], place: _Place, operation: str, limit: int
+    ) -> bytes:
+        """Run the program; return the request that has its output read."""
+        command = [self._find(program.name), *options, "--", f"./{place.name}"]
+        output = await programs.run(program, command, place.fd, _environment())
+        data = programs.check(program, output, _FINDINGS)
+        arguments = {"output": data, "code": output.code, "folder": place.path, "limit": limit}
+        return encode_request(operation, arguments)
+
+
+def _environment() -> dict[str, str]:
+    """Without ``PATH``: there is no program for them to find."""
+    return {name: value for name, value in children.environment().items() if name != "PATH"}
+
+
+def _close(place: _Place) -> None:
+    os.close(place.fd)
