@@ -58,8 +58,14 @@ def is_backend(model: str) -> bool:
 
 def parse(model: str) -> tuple[str, str]:
     """Return the base URL, without a slash at its end, and the model's name, perhaps empty.
-    Raises `PunieError` when `model` is no such name."""
+    Raises `PunieError` when `model` is no such name, and when a password is in it: names of models
+    are logged, journaled and shown."""
     url, _, name = model.partition("#")
+    if "@" in url or "?" in url:
+        raise _refused(
+            "a model's name may hold no password, and no '?'",
+            "set key or key_env of the server in config.toml",
+        )
     try:
         parts = urlsplit(url)
         valid = parts.scheme in _SCHEMES and bool(parts.hostname)
@@ -67,10 +73,10 @@ def parse(model: str) -> tuple[str, str]:
     except ValueError:
         valid = False
     if not valid:
-        raise PunieError(
-            InvalidRequest(
-                message=f"model {model[:200]!r} is not a server's address",
-                hint="write it as http://host:port/v1#name",
-            )
-        )
+        text = f"model {model[:200]!r} is not a server's address"
+        raise _refused(text, "write it as http://host:port/v1#name")
     return url.rstrip("/"), name
+
+
+def _refused(message: str, hint: str) -> PunieError:
+    return PunieError(InvalidRequest(message=message, hint=hint))

@@ -41,6 +41,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except PunieError as error:
             fault = InvalidRequest(message=f"{file}: {error}", hint=error.error.hint)
             raise PunieError(fault) from None
+        except RecursionError:
+            fault = InvalidRequest(message=f"{file}: it is too deeply nested")
+            raise PunieError(fault) from None
         except (msgspec.MsgspecError, ValueError) as error:
             raise PunieError(InvalidRequest(message=f"{file}: {error}")) from None
         except OSError as error:
@@ -88,12 +91,12 @@ def key_of(server: Server, environ: Mapping[str, str]) -> str:
 def _check_server(where: str, server: Server) -> None:
     if not backends.is_backend(server.url):
         raise _refused(f"{where}.url: {server.url[:200]!r} does not begin with http:// or https://")
-    backends.parse(server.url)
-    parts = urlsplit(server.url)
-    if parts.fragment or parts.query or "#" in server.url:
-        raise _refused(f"{where}.url: only the base address belongs here, without '#' and '?'")
-    if parts.username is not None:
-        raise _refused(f"{where}.url: no password belongs here", "use key or key_env")
+    try:
+        backends.parse(server.url)
+    except PunieError as error:
+        raise _refused(f"{where}.url: {error}", error.error.hint) from None
+    if "#" in server.url:
+        raise _refused(f"{where}.url: only the base address belongs here, without '#'")
     if server.key and server.key_env:
         raise _refused(f"{where}.key: there is a key_env too", "keep one of them")
     if server.command:

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from urllib.parse import urlsplit
 
 from punie_protocol import backends
 from punie_protocol.backends import Backend
 from punie_protocol.client import ModelStatus
-from punie_protocol.errors import InvalidRequest, PunieError
 from punie_supervisor.model import ModelHost
 from punie_supervisor.servers import Progress, Servers
 
@@ -32,18 +30,9 @@ class Models:
             self.host.start()
 
     def check(self, model: str | None) -> None:
-        """Raise `PunieError` when a prompt's `model` looks like a server's address and is none, or
-        has a password in it, which would go into the journal with the prompt."""
-        if model is None or not backends.is_backend(model):
-            return
-        url, _ = backends.parse(model)
-        if "@" in urlsplit(url).netloc:
-            raise PunieError(
-                InvalidRequest(
-                    message="a model's name may hold no password",
-                    hint="set key or key_env of the server in config.toml",
-                )
-            )
+        """Raise `PunieError` when a prompt's `model` looks like a server's address and is none."""
+        if model is not None and backends.is_backend(model):
+            backends.parse(model)
 
     async def obtain(
         self, model: str | None, progress: Progress, held: ExitStack

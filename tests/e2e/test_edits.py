@@ -81,10 +81,11 @@ def shop(tmp_path: Path) -> Repository:
 
 @pytest.mark.parametrize("script", [DIRECTLY, IN_ONE_PROGRAM], ids=["directly", "in one program"])
 def test_mends_a_violation_and_a_type_error(
-    user: Punie, shop: Repository, script: tuple[Reply, ...]
+    user: Punie, shop: Repository, script: tuple[Reply, ...], isolation: str
 ) -> None:
+    options = ("--edit", "--isolation", isolation)
     with Script(*script) as model:
-        done = model.ask(user, shop.root, "--edit", text="Mend what the checkers find")
+        done = model.ask(user, shop.root, *options, text="Mend what the checkers find")
         assert done.returncode == 0, done.stderr
         assert done.stdout == "Both are mended.\n"
         assert model.steps == len(script)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from punie_protocol.errors import WireError
 from punie_protocol.messages.common import Outcome
 from punie_protocol.messages.to_model_host import AssistantMessage, Generate, ToolMessage
 from punie_protocol.messages.to_supervisor import EffectStarted
@@ -21,6 +22,7 @@ from punie_protocol.testing.fake_client import FakeClient
 from punie_protocol.testing.questions import always
 from punie_protocol.testing.script import Call, Reply, Say, Step, Think, reply, told
 from punie_protocol.testing.scripted_host import ScriptedHost
+from punie_protocol.testing.store import StoreMessage
 
 PROGRAM = """\
 for name in ("b.txt", "c.txt"):
@@ -106,7 +108,7 @@ def well_formed(request: Generate) -> bool:
 
 async def count_events(folder: Path, mode: Mode) -> int:
     """Return how many messages the worker sends in an undisturbed turn."""
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     async with agent(folder, [step] * 9) as (_, client, root):
         fresh(root)
         client.policy = always("allow-once")
@@ -229,16 +231,16 @@ def test_a_turn_that_had_its_answer_is_not_asked_again(tmp_path: Path) -> None:
             await client.new_session()
             stored = client.journal.store
 
-            def store(message: object):
-                result = stored(message)  # type: ignore[arg-type]
+            def store(message: StoreMessage) -> WireError | None:
+                result = stored(message)
                 if client.journal.session("s1").deltas:
                     client.worker.kill()
                 return result
 
-            client.journal.store = store  # type: ignore[method-assign]
+            client.journal.store = store
             await client.start_prompt("go")
             await client.lost()
-            client.journal.store = stored  # type: ignore[method-assign]
+            client.journal.store = stored
             await client.restart()
             turn = await client.resume()
             assert turn.stop_reason == "end_turn"

@@ -312,6 +312,17 @@ def test_what_cannot_be_made_to_fit_says_what_to_do() -> None:
         rig.fit(talk, model(), MessageTooLarge("generate", 2000, 1000))
 
 
+def test_a_prompt_that_is_far_too_long_costs_nothing_of_what_was_said() -> None:
+    talk, rig = Talk(), Rig()
+    talk.prompt("first")
+    talk.steps("x" * 100)
+    talk.prompt("x" * 1_000_000)
+    with pytest.raises(PunieError, match="nothing more can be left out"):
+        rig.fit(talk, model(), overflow(250_000, 8000))
+    assert rig.stored == []
+    assert rig.notices == []
+
+
 def test_a_failure_about_something_else_is_raised_again() -> None:
     talk, rig = Talk(), Rig()
     talk.prompt("x")

@@ -20,6 +20,9 @@ LEFT_OUT: Final = "earlier conversation left out to fit the model's context wind
 SUMMARY_TIMEOUT: Final = 300.0
 """Seconds for a summary; a large context on a small machine takes minutes to read."""
 
+_FAR_TOO_LONG: Final = 2.0
+"""So many times the limit is no error of the estimate."""
+
 _LOST: Final = "(What was said here could not be summed up and is gone.)"
 _HINT: Final = (
     "ask for less at once, start a new session, or use a model with a larger context window"
@@ -71,6 +74,8 @@ class Compactor:
             space = room_after(overflow, layout, self._now, info, self.overhead)
         summary = int(summary_tokens(info) * space.per_token) if self.summarize else 0
         after = plan(layout, self._now, space, info.prompt_style, summary)
+        if layout.size(after) > space.limit * _FAR_TOO_LONG:
+            after = self._now  # all that can go would go for nothing, and stay gone
         if layout.size(after) < layout.size(self._now):
             await self._move(layout, info, space, after)
         elif overflow is not None:
