@@ -57,7 +57,8 @@ def is_backend(model: str) -> bool:
 
 
 def parse(model: str) -> tuple[str, str]:
-    """Return the base URL, without a slash at its end, and the model's name, perhaps empty.
+    """Return the base URL, its host in lower case and without a slash at its end, and the model's
+    name, perhaps empty.
     Raises `PunieError` when `model` is no such name, and when a password is in it: names of models
     are logged, journaled and shown."""
     url, _, name = model.partition("#")
@@ -68,14 +69,12 @@ def parse(model: str) -> tuple[str, str]:
         )
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in _SCHEMES and bool(parts.hostname)
-        _ = parts.port
+        if parts.scheme not in _SCHEMES or not parts.hostname or parts.port == 0:
+            raise ValueError
     except ValueError:
-        valid = False
-    if not valid:
         text = f"model {model[:200]!r} is not a server's address"
-        raise _refused(text, "write it as http://host:port/v1#name")
-    return url.rstrip("/"), name
+        raise _refused(text, "write it as http://host:port/v1#name") from None
+    return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/"), name
 
 
 def _refused(message: str, hint: str) -> PunieError:

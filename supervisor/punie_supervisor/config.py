@@ -68,7 +68,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def address(server: Server) -> str:
     """Return the base URL as `backends.parse` gives it."""
-    return server.url.rstrip("/")
+    return backends.parse(server.url)[0]
 
 
 def key_of(server: Server, environ: Mapping[str, str]) -> str:

@@ -63,8 +63,12 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
         ('[[servers]]\nurl = "h:1"', r"servers\[0\]\.url"),
         ('[[servers]]\nurl = "http://:1"', "is not a server's address"),
         ('[[servers]]\nurl = "http://h:1/v1#x"', r"servers\[0\]\.url: only the base"),
-        ('[[servers]]\nurl = "http://h:1/v1?x=1"', r"servers\[0\]\.url: only the base"),
-        ('[[servers]]\nurl = "http://u:p@h:1/v1"', r"servers\[0\]\.url: no password"),
+        ('[[servers]]\nurl = "http://h:1/v1?x=1"', r"servers\[0\]\.url: .* no '\?'"),
+        ('[[servers]]\nurl = "http://u:p@h:1/v1"', r"servers\[0\]\.url: .* no password"),
+        ('model = "http://u:p@h:1/v1"', "may hold no password"),
+        ('[[servers]]\nurl = "http://h:0"', r"servers\[0\]\.url: .*not a server's address"),
+        (SERVER + '[[servers]]\nurl = "HTTP://H:1/v1"', r"servers\[1\]\.url: servers\[0\] has"),
+        ("x = " + "[" * 5000, "too deeply nested"),
         (SERVER + '[[servers]]\nurl = "http://h:1/v1/"', r"servers\[1\]\.url: servers\[0\] has"),
         (SERVER + 'key = "a"\nkey_env = "B"', r"servers\[0\]\.key: there is a key_env too"),
         (SERVER + "context_window = 1", "context_window"),
@@ -109,6 +113,13 @@ def test_an_address_on_the_command_line_is_not_taken_for_a_path():
     assert Path(_absolute("a/b")).is_absolute()
     with pytest.raises(PunieError, match="is not a server's address"):
         _absolute("http://[")
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@h:1/v1", "http://me:secret@h:x/v1"])
+def test_a_password_in_a_models_name_is_refused_and_not_repeated(address: str):
+    with pytest.raises(PunieError, match="may hold no password") as caught:
+        _absolute(f"{address}#n")
+    assert "secret" not in str(caught.value)
 
 
 def test_every_key_is_documented():
