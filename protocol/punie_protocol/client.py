@@ -285,7 +285,8 @@ class ProjectStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``punie status --json``."""
+    """``punie status --json``. `config` is the config file, which may be missing, `state` the
+    folder of journal and log."""
 
     version: str
     protocol: int
@@ -298,3 +299,5 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerStatus]
     projects: list[ProjectStatus]
     servers: list[ServerStatus] = []
+    config: str = ""
+    state: str = ""

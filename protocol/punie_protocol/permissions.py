@@ -118,7 +118,12 @@ def _fault(rule: Rule) -> tuple[str, str, str] | None:
     """Return the member at fault, what is wrong with it, and what to do."""
     if rule == Rule():
         return "", "an empty rule", "set tool, path or command; to allow everything set the mode"
-    return _fault_of_tool(rule) or _fault_of_path(rule.path) or _fault_of_command(rule)
+    return (
+        _fault_of_tool(rule)
+        or _fault_of_path(rule.path)
+        or _fault_of_command(rule)
+        or _fault_of_both(rule)
+    )
 
 
 def _fault_of_tool(rule: Rule) -> tuple[str, str, str] | None:
@@ -158,6 +163,17 @@ def _fault_of_command(rule: Rule) -> tuple[str, str, str] | None:
         return ".command", f"'{rule.command}' is no command", 'write it as "git push"'
     if rule.tool is not None and _classes()[rule.tool] is not Permission.EXECUTE:
         return ".command", f"'{rule.tool}' runs no command", "leave out tool or command"
+    return None
+
+
+def _fault_of_both(rule: Rule) -> tuple[str, str, str] | None:
+    """A path is an edit's, a command that of what is run: no call has both."""
+    if rule.path is None:
+        return None
+    if rule.command is not None:
+        return ".path", "no call has a path and a command", "write two rules"
+    if rule.tool is not None and _classes()[rule.tool] is not Permission.EDIT:
+        return ".path", f"'{rule.tool}' edits no file", "leave out tool or path"
     return None
 
 

@@ -9,9 +9,10 @@ import msgspec
 
 from punie_protocol import backends
 from punie_protocol.backends import Server
-from punie_protocol.errors import InvalidRequest, PunieError
+from punie_protocol.errors import InvalidRequest, ModelUnavailable, PunieError
 from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import PermissionSettings, check_settings
+from punie_supervisor import config_faults
 from punie_supervisor.paths import Paths
 
 EMBEDDED: Final = "embedded"
@@ -39,11 +40,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except FileNotFoundError:
             return cls()
         except PunieError as error:
-            fault = InvalidRequest(message=f"{file}: {error}", hint=error.error.hint)
+            text = config_faults.in_words(str(error))
+            fault = InvalidRequest(message=f"{file}: {text}", hint=error.error.hint)
             raise PunieError(fault) from None
         except RecursionError:
             fault = InvalidRequest(message=f"{file}: it is too deeply nested")
             raise PunieError(fault) from None
+        except msgspec.ValidationError as error:
+            text, hint = config_faults.explain(str(error), cls)
+            raise PunieError(InvalidRequest(message=f"{file}: {text}", hint=hint)) from None
         except (msgspec.MsgspecError, ValueError) as error:
             raise PunieError(InvalidRequest(message=f"{file}: {error}")) from None
         except OSError as error:
@@ -73,14 +78,14 @@ def address(server: Server) -> str:
 
 def key_of(server: Server, environ: Mapping[str, str]) -> str:
     """Return the server's key, empty when it needs none. Raises `PunieError` when the variable
-    that should hold it is not set."""
+    that should hold it is not set (`ModelUnavailable`), or for a key that can be none."""
     key = environ.get(server.key_env, "") if server.key_env else server.key
     if not key.isascii() or not key.isprintable():
         raise _refused(f"the key of {server.url} has characters that no key has")
     if key or not server.key_env:
         return key
     raise PunieError(
-        InvalidRequest(
+        ModelUnavailable(
             message=f"the key of {server.url} should be in the environment variable "
             f"{server.key_env}, which the daemon does not have",
             hint="set it, then: punie restart",

@@ -40,6 +40,7 @@ class Daemon:
         config: Config,
         *,
         model: str | None = None,
+        rest: bool = False,
         programs: Programs | None = None,
         environ: Mapping[str, str] | None = None,
         question_timeout: float | None = None,
@@ -47,6 +48,7 @@ class Daemon:
         self._paths = paths
         self._config = config
         self._model = model or config.model
+        self._rest = rest
         self._programs = programs or Programs()
         self._environ = os.environ if environ is None else environ
         self._question_timeout = question_timeout or config.permissions.wait_s
@@ -93,7 +95,8 @@ class Daemon:
         try:
             board.resume(accepted)
             async with listen(self._paths.socket, board):
-                models.start()
+                if not self._rest:
+                    models.start()
                 logs.get(pid=os.getpid()).info("daemon.listening", socket=str(self._paths.socket))
                 listening()
                 await self._stop.wait()

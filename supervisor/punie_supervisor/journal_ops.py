@@ -31,6 +31,7 @@ class PromptState(StrEnum):
 
 
 OPEN: Final = (PromptState.ACCEPTED, PromptState.RUNNING)
+_IS_OPEN: Final = "state IN ('accepted', 'running')"  # as in the index: only then is it used
 
 MAX_STEP_ARGUMENTS: Final = 4 * 1024 * 1024
 """Bytes of arguments that the effects of one step come back with; further ones come without."""
@@ -255,7 +256,7 @@ def interrupt_running_prompts(db: Db, error: bytes) -> int:
     """Mark every running prompt interrupted; return how many there were."""
     changed = db.execute(
         "UPDATE prompts SET state = 'interrupted', error = ?, finished_at = ?"
-        " WHERE state = 'running'",
+        f" WHERE {_IS_OPEN} AND state = 'running'",
         (error, time.time()),
     )
     return changed.rowcount
@@ -264,7 +265,7 @@ def interrupt_running_prompts(db: Db, error: bytes) -> int:
 def accepted_prompts(db: Db) -> list[AcceptedPrompt]:
     """Return the prompts that no worker has begun, in the order they came."""
     rows = db.execute(
-        "SELECT id, session_id, body FROM prompts WHERE state = 'accepted'"
+        f"SELECT id, session_id, body FROM prompts WHERE {_IS_OPEN} AND state = 'accepted'"
         " ORDER BY accepted_at, session_id, ordinal"
     )
     return [AcceptedPrompt(*row) for row in rows]

@@ -188,6 +188,7 @@ class Keeper:
         except Exception:
             self.log.exception("keeper.failed")
             self.kill("defect in its supervision")
+            self._policy.ended(self._clock(), failed=True, hopeless=True)
             self._give_up("defect in its supervision; see the log")
 
     async def _again(self, exit: Exit | PunieError) -> bool:

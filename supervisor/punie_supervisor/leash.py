@@ -1,4 +1,5 @@
-"""``python -m punie_supervisor.leash COMMAND…``: become a program that ends with its parent.
+"""``python -m punie_supervisor.leash PARENT COMMAND…``: become a program that ends with its parent,
+the process of that id.
 
 For programs that are not ours and so cannot ask for it themselves. On Linux the kernel keeps the
 parent-death signal across ``exec``. Elsewhere a daemon that is killed leaves the program behind;
@@ -18,8 +19,8 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 def main() -> None:
     """Replace this process by the command on its own command line."""
-    _end_with_parent()
-    command = sys.argv[1:]
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    _end_with(parent)
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -27,14 +28,13 @@ def main() -> None:
         os._exit(CANNOT_RUN)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     if sys.platform != "linux":
         return
-    parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:  # it ended in between, and the signal will not come
+    if os.getppid() != parent:  # it has ended, and the signal will not come
         os._exit(0)
 
 

@@ -44,6 +44,7 @@ class Options(msgspec.Struct, frozen=True):
     detached: bool
     ready_fd: int | None
     model: str | None
+    rest: bool
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,6 +59,9 @@ def _options(argv: list[str] | None) -> Options:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="say there when clients can come")
     parser.add_argument(
         "--model", metavar="M", help="model name or folder, instead of the config's"
+    )
+    parser.add_argument(
+        "--rest", action="store_true", help="start the model host only when a prompt needs it"
     )
     parser.add_argument("--version", action="version", version=version())
     return Options(**vars(parser.parse_args(argv)))
@@ -106,7 +110,8 @@ def _absolute(model: str) -> str:
 
 
 async def _run(paths: Paths, config: Config, options: Options) -> None:
-    daemon = Daemon(paths, config, model=_absolute(options.model) if options.model else None)
+    model = _absolute(options.model) if options.model else None
+    daemon = Daemon(paths, config, model=model, rest=options.rest)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"it got {number.name}")

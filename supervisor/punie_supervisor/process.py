@@ -1,7 +1,7 @@
 """One process: its group, its output, its end. What it is for, its owner knows.
 
-The end is noticed through a pidfd, and whatever it left in its process group is killed while its
-pid is still reserved.
+The end is noticed through a pidfd, and whatever it left in its process group, on Linux in its
+session too, is killed while its pid is still reserved.
 """
 
 import asyncio
@@ -26,16 +26,19 @@ TAIL: Final = 8
 
 
 class Process:
-    """Owns a process in a session of its own, and its output, which goes to `log` by lines;
-    `tail` are the last ones."""
+    """Owns a process in a session of its own, and its output, which goes to `log` by lines, without
+    `secret`; `tail` are the last ones."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], output: int, log: Any) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], output: int, log: Any, secret: str = ""
+    ) -> None:
         self.pid = popen.pid
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.over = False
         self._popen = popen
         self._output = output
         self._log = log
+        self._secret = secret
         self._lines = logs.LineLimit(MAX_LINES, self._output_dropped)
         self._output_over = asyncio.Event()
         self._pipe: asyncio.BaseTransport | None = None
@@ -49,6 +52,7 @@ class Process:
         environment: Mapping[str, str],
         cwd: str,
         pass_fds: Sequence[int] = (),
+        secret: str = "",
     ) -> Self:
         """Start it; `watch` and `read_output` are to follow at once. Raises `OSError` when the
         program cannot be run.
@@ -72,7 +76,7 @@ class Process:
             raise
         finally:
             os.close(write)
-        return cls(popen, read, logs.get(child=id, pid=popen.pid))
+        return cls(popen, read, logs.get(child=id, pid=popen.pid), secret)
 
     def watch(self, ended: Callable[[int], None]) -> None:
         """Have `ended` called once, with the exit code (negative for a signal), when it has."""
@@ -125,17 +129,33 @@ class Process:
         # macOS says EPERM for a group of zombies.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        for pid in _session(self.pid):  # programs of a worker have groups of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         code = self._popen.wait()
         self.over = True
         ended(code)
 
     def _say(self, line: str) -> None:
+        if self._secret:
+            line = line.replace(self._secret, "…")
         self.tail.append(line)
         if self._lines.passes():
             self._log.info("child.output", line=line)
 
     def _output_dropped(self, lines: int) -> None:
         self._log.warning("child.output_dropped", lines=lines)
+
+
+def _session(id: int) -> list[int]:
+    """Return the processes of a session but its leader; none where there is no ``/proc``."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc"):  # noqa: PTH208 (hundreds of names, while the loop waits)
+            with contextlib.suppress(ProcessLookupError):
+                if name.isdecimal() and int(name) != id and os.getsid(int(name)) == id:
+                    found.append(int(name))
+    return found
 
 
 def describe(code: int) -> str:

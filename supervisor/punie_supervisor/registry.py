@@ -82,8 +82,14 @@ class Registry:
                 return None
             if project.turns:
                 raise PunieError(_busy(project, isolation))
-            await self._journal.run(ops.set_isolation, project.id, isolation)
-            left, project.isolation = project.worker_id, isolation
+            # Before the journal has it: a prompt that comes meanwhile goes where the project goes.
+            left, before = project.worker_id, project.isolation
+            project.isolation = isolation
+            try:
+                await self._journal.run(ops.set_isolation, project.id, isolation)
+            except PunieError:
+                project.isolation = before
+                raise
             return left
 
     async def set_trust(self, project: Project, digest: str) -> None:

@@ -49,7 +49,8 @@ class RestartPolicy:
         """Decide after an end nobody asked for. `hopeless`: the next start must fail too."""
         self._forget(now)
         if hopeless:
-            return GiveUp("it cannot work with this daemon")
+            self._restarts.extend([now] * self._intensity)  # as if all had been tried
+            return GiveUp("it cannot work with this daemon; run: punie restart")
         match self._restart:
             case Restart.TEMPORARY:
                 return LetRest()

@@ -12,6 +12,7 @@ One without a command, and one that answered before we started it, is somebody e
 """
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ import msgspec
 from punie_protocol import backends
 from punie_protocol.backends import Backend, Server
 from punie_protocol.client import ServerState, ServerStatus
-from punie_protocol.errors import InvalidRequest, ModelUnavailable, PunieError, TimedOut, WireError
+from punie_protocol.errors import ModelUnavailable, PunieError, WireError
 from punie_protocol.messages.common import Role
 from punie_supervisor import logs, probe
 from punie_supervisor.child_spec import Restart, child_environment
@@ -83,7 +84,7 @@ class ManagedServer:
     async def ready(self, key: str, progress: Progress) -> None:
         """Return once it answers; start it if need be. All who wait at once wait for one start.
 
-        Raises `PunieError`: `ModelUnavailable` when it ended, `TimedOut` after its `ready_s`.
+        Raises `PunieError` (`ModelUnavailable`): it ended, or its `ready_s` are over.
         Cancelling stops the wait, not the start.
         """
         while self.state is not ServerState.READY:
@@ -118,6 +119,15 @@ class ManagedServer:
             self._log.warning("child.killed", reason=reason)
             self._process.send_signal(signal.SIGKILL)
 
+    @property
+    def epitaph(self) -> str:
+        """How our process ended and what it said last; empty while it lives, or was never ours."""
+        if self._process is None or not self._process.over or self.error is None:
+            return ""
+        tail = "".join(f"\n{line}" for line in self._process.tail)
+        message = self.error.message
+        return message if message.endswith(tail) else message + tail
+
     def status(self) -> ServerStatus:
         """Return its line of the status report."""
         return ServerStatus(url=self.url, state=self.state, pid=self.pid, error=self.error)
@@ -131,7 +141,7 @@ class ManagedServer:
         if self.state is not ServerState.IDLE:
             self._become(ServerState.IDLE)
         await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
-        process = await self._spawn()
+        process = await self._spawn(key)
         try:
             async with asyncio.timeout(self._server.ready_s):
                 answers = await self._until_it_answers(key)
@@ -166,15 +176,19 @@ class ManagedServer:
         if self.state is not ServerState.EXTERNAL:
             self._become(ServerState.EXTERNAL)
 
-    async def _spawn(self) -> Process:
+    async def _spawn(self, key: str) -> Process:
         """Start the process; its program is searched in the ``PATH`` it gets."""
         self._become(ServerState.STARTING)
         self._over = asyncio.Event()
         environment = child_environment(self._environ, Role.MODEL_HOST)
-        leash = [sys.executable, "-P", "-m", "punie_supervisor.leash"]
+        leash = [sys.executable, "-P", "-m", "punie_supervisor.leash", str(os.getpid())]
         try:
             process = Process.start(
-                self._id, [*leash, *self._server.command], environment=environment, cwd=self._cwd
+                self._id,
+                [*leash, *self._server.command],
+                environment=environment,
+                cwd=self._cwd,
+                secret=key,
             )
         except OSError as error:
             fault = self._died(f"it cannot be run in {self._cwd}: {error.strerror}")
@@ -240,18 +254,17 @@ class ManagedServer:
         if not task.cancelled():
             task.exception()  # told to those who waited; perhaps nobody does any more
 
-    def _refused(self, text: str) -> InvalidRequest:
-        return InvalidRequest(
+    def _refused(self, text: str) -> ModelUnavailable:
+        return ModelUnavailable(
             message=f"{self._id} is somebody else's and does not take the key: {text}",
             hint="set its key or key_env in config.toml",
         )
 
-    def _late(self, text: str) -> TimedOut:
+    def _late(self, text: str) -> ModelUnavailable:
         limit = self._server.ready_s
-        return TimedOut(
+        return ModelUnavailable(
             message=f"{self._id} did not become ready within {limit:g} s: {text}",
             hint="see: punie logs; its time is ready_s in config.toml",
-            limit_s=limit,
         )
 
     def _unavailable(self, text: str) -> ModelUnavailable:
@@ -294,6 +307,15 @@ class Servers:
             max_output_tokens=server.max_output_tokens,
             timeout_s=server.timeout_s,
         )
+
+    def explained(self, backend: Backend, error: WireError) -> WireError:
+        """Return what a worker says of a server that it did not reach, with how the process ended
+        if that was ours; any other error as it is."""
+        managed = self._managed.get(backend.url)
+        if managed is None or not managed.epitaph or not isinstance(error, ModelUnavailable):
+            return error
+        hint = "the next prompt starts it again; see: punie logs"
+        return ModelUnavailable(message=managed.epitaph, hint=hint)
 
     async def close(self) -> None:
         """Stop every server that is ours, all at once, for good."""

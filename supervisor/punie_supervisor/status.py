@@ -60,6 +60,8 @@ class Reporter:
             rss_bytes=resident_bytes(os.getpid()),
             socket=str(self._paths.socket),
             home=str(self._paths.home),
+            config=str(self._paths.config_file),
+            state=str(self._paths.state_dir),
             model=self._models.status(resident_bytes),
             workers=[
                 self._worker(keeper, roots)

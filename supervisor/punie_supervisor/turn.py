@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from punie_protocol import jsonrpc
 from punie_protocol.backends import Backend
@@ -74,8 +75,9 @@ class Turn:
         self.phase = phase
 
     def may_resume(self, error: WireError) -> bool:
-        """Whether it goes on after `error`: a worker was lost, and not for the last time."""
-        lost = isinstance(error, ProcessLost) and error.process != MODEL_HOST
+        """Whether it goes on after `error`: a worker was lost, and not for the last time. One that
+        was given up has no pid, and there will be no other."""
+        lost = isinstance(error, ProcessLost) and error.process != MODEL_HOST and error.pid != 0
         hindered = self.left or self.cancelled or self.fault is not None
         return lost and not hindered and self.resumes < MAX_RESUMES
 
@@ -120,6 +122,22 @@ class Opening:
 
 
 type Pending = Turn | Opening
+
+
+def with_fault(error: Raw, change: Callable[[WireError], WireError]) -> Raw:
+    """Return a JSON-RPC error object with another `WireError`, if it carries one; what else it
+    carries stays."""
+    try:
+        body = msgspec.json.decode(error, type=RpcError)
+    except msgspec.MsgspecError:
+        return error
+    if body.data is UNSET or body.data.punie is UNSET:
+        return error
+    fault = change(body.data.punie)
+    if fault is body.data.punie:
+        return error
+    data = msgspec.structs.replace(body.data, punie=fault)
+    return Raw(msgspec.json.encode(RpcError(code=body.code, message=fault.message, data=data)))
 
 
 def error_raw(error: WireError) -> Raw:

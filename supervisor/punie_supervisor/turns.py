@@ -20,6 +20,7 @@ nor one that has used its attempts up: it may be what kills the worker.
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -48,7 +49,7 @@ from punie_supervisor.journal_ops import PromptState
 from punie_supervisor.models import Models
 from punie_supervisor.registry import Registry, Session
 from punie_supervisor.telling import Outbox
-from punie_supervisor.turn import MAX_RESUMES, Pending, Phase, Turn, error_raw
+from punie_supervisor.turn import MAX_RESUMES, Pending, Phase, Turn, error_raw, with_fault
 from punie_supervisor.workers import Worker, WorkerPool
 
 MAX_SESSION_TURNS: Final = 16
@@ -152,15 +153,25 @@ class Turns:
         elif envelope.result is not UNSET:
             await self._end(turn, PromptState.DONE, envelope.result, None)
         elif envelope.error is not UNSET:
-            await self._end(turn, PromptState.FAILED, None, envelope.error)
+            error = self._explained(turn, envelope.error)
+            await self._end(turn, PromptState.FAILED, None, error)
         else:
             fault = Internal(message="the worker's answer has neither result nor error")
             await self._end(turn, PromptState.FAILED, None, error_raw(fault))
 
+    def _explained(self, turn: Turn, error: Raw) -> Raw:
+        """Return a worker's error with what is known of a server that we started for it."""
+        if turn.backend is None:
+            return error
+        return with_fault(error, partial(self._models.servers.explained, turn.backend))
+
     async def lost(self, turn: Turn, error: ProcessLost) -> None:
-        """Its worker ended: it goes on with another, or ends with that error."""
+        """Its worker ended: it goes on with another, or ends with that error; a cancelled one ends
+        as cancelled, that is what was asked for."""
         if turn.may_resume(error):
             turn.resume()
+        elif turn.cancelled and turn.fault is None:
+            await self._end_cancelled(turn, await self._registry.session(turn.session_id))
         else:
             if turn.resumes:
                 text = f"{error.message}; this prompt lost {turn.resumes + 1} workers"

@@ -142,6 +142,35 @@ def test_bad_config_is_a_usage_error(tmp_path: Path) -> None:
     user.close()
 
 
+def test_a_restart_with_a_bad_config_leaves_the_daemon_alone(tmp_path: Path) -> None:
+    user = Punie(tmp_path)
+    try:
+        assert user.run("up").returncode == 0
+        before = user.status()
+        config = Path(before["config"])
+        assert f"config   {config} (none)" in user.run("status").stdout
+        config.parent.mkdir(parents=True)
+        config.write_text('modle = "x"\n')
+        result = user.run("restart")
+        assert result.returncode == 2
+        assert "did you mean 'model'?" in result.stderr
+        assert user.status()["pid"] == before["pid"]
+        config.unlink()
+        assert user.run("restart").returncode == 0
+        assert user.status()["pid"] != before["pid"]
+    finally:
+        user.close()
+
+
+def test_a_session_of_another_project_is_a_usage_error(user: Punie, projects: Path) -> None:
+    session = user.ask(projects / "json", QUESTION)["session_id"]
+    assert user.ask(projects / "json", QUESTION, "--session", session)["session_id"] == session
+    result = user.run("ask", "-C", projects / "asyncio", "--session", session, QUESTION)
+    assert result.returncode == 2
+    assert str(projects / "json") in result.stderr
+    assert str(projects / "asyncio") in result.stderr
+
+
 def test_daemon_started_with_a_bad_model_lives_on(tmp_path: Path, projects: Path) -> None:
     user = Punie(tmp_path)
     try:
@@ -317,6 +346,8 @@ def test_folder_whose_name_is_not_utf8(user: Punie, tmp_path: Path) -> None:
         (("ask", "--format", "xml", "x"), "xml"),
         (("ask", "--session", "a", "--last", "x"), "--last"),
         (("ask", "--session", "no-such-session", "x"), "no-such-session"),
+        (("ask", "How", "many", "files"), 'in quotes: punie ask "How many files"'),
+        (("ask", "--model", "127.0.0.1:1/v1#x", "x"), "write it as http://127.0.0.1:1/v1#x"),
         (("frobnicate",), "frobnicate"),
     ],
 )

@@ -74,6 +74,7 @@ def test_run_allows_no_edit(user: Punie, project: Path) -> None:
         done = model.ask(user, project, "--run")
     assert done.returncode == 5
     assert "no terminal to ask on: edit_file: a.py" in done.stderr
+    assert "the user rejected" not in done.stderr, "nobody was there"
     assert "to allow it: --edit" in done.stderr
     assert snapshot(project) == before
 
@@ -168,7 +169,9 @@ def test_a_project_s_settings_need_trust(user: Punie, project: Path) -> None:
     assert "trusted: .punie/config.toml" in done.stdout
     assert edits().startswith("refused")
     own.write_text(DENY + "# one byte more\n")
-    assert edits().startswith("edited")
+    changed = edits()
+    assert changed.startswith("refused"), "whoever trusted a rule has not taken it back"
+    assert "have changed since you trusted them: .punie/config.toml" in changed
     own.write_text(DENY)
     assert edits().startswith("refused"), "the bytes that were trusted"
     assert user.run("trust", "--revoke", project).returncode == 0

@@ -85,6 +85,7 @@ def test_the_page_stands_alone(user: Punie, project: Path, tmp_path: Path) -> No
     done = user.run("perf", "-C", project, "--html", page)
     assert done.returncode == 0, done.stderr
     assert f"report: {page}" in done.stderr
+    assert page.stat().st_mode & 0o777 == 0o600
     html = page.read_text()
     assert "Do &lt;b&gt;it&lt;/b&gt;" in html
     assert html.count("<details>") == html.count("<svg") == 3
@@ -157,7 +158,8 @@ def test_status_shows_the_servers(own: Punie, tmp_path: Path) -> None:
         shown = own.run("status").stdout
         [server] = own.status()["servers"]
     assert (server["url"], server["pid"]) == (url, None)
-    assert f"{url}#{name}, server" in shown
+    assert f"{url}#{name}, a server ({server['state']})" in shown
+    assert f"config   {file}\n" in shown
     assert re.search(rf"{re.escape(url)} +{server['state']}", shown)
     everything = shown + own.log() + own.run("perf", "--all").stdout
     assert "s3cret" not in everything

@@ -228,9 +228,9 @@ def test_a_project_s_settings_are_asked_about(user: Punie, project: Path) -> Non
     ):
         terminal.wait_for("use the settings that this project brings along")
         terminal.wait_for("mode: accept-edits")
-        terminal.wait_for("[1] Trust them as they are now")
-        terminal.wait_for("1, 2? ")
-        terminal.type("1\n")
+        terminal.wait_for("[y] Trust them as they are now")
+        terminal.wait_for("y, n? ")
+        terminal.type("y\n")
         assert terminal.end() == 0, terminal.shown
         assert "edit_file a.py +1 -1" in terminal.shown
     assert texts(project) == ("x = 2", "y = 1")

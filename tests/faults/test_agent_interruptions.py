@@ -6,6 +6,7 @@ no edit is done twice.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from punie_protocol.errors import WireError
+from punie_protocol.errors import PunieError, WireError
 from punie_protocol.messages.common import Outcome
-from punie_protocol.messages.to_model_host import AssistantMessage, Generate, ToolMessage
+from punie_protocol.messages.to_model_host import (
+    AssistantMessage,
+    Generate,
+    ToolMessage,
+    UserMessage,
+)
 from punie_protocol.messages.to_supervisor import EffectStarted
 from punie_protocol.permissions import Mode
 from punie_protocol.testing.fake_client import FakeClient
@@ -23,6 +29,10 @@ from punie_protocol.testing.questions import always
 from punie_protocol.testing.script import Call, Reply, Say, Step, Think, reply, told
 from punie_protocol.testing.scripted_host import ScriptedHost
 from punie_protocol.testing.store import StoreMessage
+
+STRIDE = 2 if "PUNIE_KILLS" in os.environ else 6
+"""How far apart the events are at which a part kills: with ``make faults`` and ``make test-all``
+every event is one of the two parts', else every third."""
 
 PROGRAM = """\
 for name in ("b.txt", "c.txt"):
@@ -176,11 +186,11 @@ def busy(pid: int) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(2))
 def test_killed_at_every_event(tmp_path: Path, part: int) -> None:
     async def main() -> None:
         events = await count_events(tmp_path / "count", Mode.ACCEPT_EDITS)
-        for index in range(1 + part, events + 1, 3):
+        for index in range(1 + part * STRIDE // 2, events + 1, STRIDE):
             folder = tmp_path / str(index)
             folder.mkdir()
             await killed_at(folder, index)
@@ -220,6 +230,34 @@ async def killed_at(folder: Path, index: int) -> None:
         assert ("outcome unknown" in results) == bool(unknown), index
         host.script = [reply(Say("fine"))]
         assert (await client.prompt("and now?", prompt_id="q2")).text() == "fine"
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    """Once while it edits, once while the next worker makes up for it."""
+
+    async def main() -> None:
+        async with agent(tmp_path, [step] * 20) as (host, client, root):
+            fresh(root)
+            await client.new_session(mode=Mode.ACCEPT_EDITS)
+            await client.start_prompt("go")
+            await client.until(
+                lambda: any(isinstance(one, EffectStarted) for one in client.received)
+            )
+            await client.restart()
+            client.kill_at(6)
+            with pytest.raises(PunieError):
+                await client.resume()
+            await client.lost()
+            await client.restart()
+            assert (await client.resume()).stop_reason == "end_turn"
+            assert content(root) == AFTER
+            assert all(well_formed(request) for request in host.requests)
+            users = [one for one in host.requests[-1].messages if isinstance(one, UserMessage)]
+            assert len(users) == 1
+            calls = [one for one in client.updates["s1"] if one["sessionUpdate"] == "tool_call"]
+            assert len({one["toolCallId"] for one in calls}) == len(calls), "an id came again"
+
+    asyncio.run(main())
 
 
 def test_a_turn_that_had_its_answer_is_not_asked_again(tmp_path: Path) -> None:

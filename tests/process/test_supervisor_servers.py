@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import structlog
 
-from punie_protocol.backends import Server
+from punie_protocol.backends import Backend, Server
+from punie_protocol.errors import ModelFault, ModelUnavailable
 from punie_supervisor.config import Config
+from punie_supervisor.servers import Servers
 from tests.support.supervisor_rig import (
     SUPPORT,
     Client,
@@ -253,6 +255,50 @@ def test_a_server_that_ends_early_says_why(punie_home: Path, tmp_path: Path, por
     asyncio.run(scenario())
 
 
+def test_a_server_that_ends_in_mid_answer_is_told_of(tmp_path: Path, port: int):
+    async def scenario():
+        config = managed(port, "noisy")
+        servers = Servers(config.servers, str(tmp_path), os.environ)
+        asked = await servers.ready(config.model, lambda *_: None)
+        lost = ModelUnavailable(message="nobody answers", hint="start it")
+        assert servers.explained(asked, lost) is lost, "it lives"
+        pid = servers.status()[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: servers.explained(asked, lost) is not lost)
+        told = servers.explained(asked, lost)
+        assert f"{url(port)}: it was ended by SIGKILL" in told.message
+        assert told.message.endswith("noise")
+        elsewhere = Backend(url="http://127.0.0.1:9/v1")
+        assert servers.explained(elsewhere, lost) is lost
+        fault = ModelFault(message="nonsense")
+        assert servers.explained(asked, fault) is fault
+        await servers.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_key_that_a_server_says_is_not_repeated(punie_home: Path, tmp_path: Path, port: int):
+    said = "print('args: api_key=the-secret', flush=True); exit(7)"
+    server = Server(url=url(port), command=[sys.executable, "-c", said], key="the-secret")
+
+    async def scenario():
+        daemon = running(punie_home, config=Config(model=url(port), servers=[server]))
+        async with daemon as (_, paths), Client.connect(paths) as client:
+            with pytest.raises(Failed, match="args: api_key=…") as failed:
+                await client.answer(await client.session(tmp_path), "state")
+            shown = str(failed.value.error) + json.dumps(await client.call("_punie/status"))
+            assert "the-secret" not in shown
+        stored = b"".join(file.read_bytes() for file in paths.state_dir.iterdir())
+        assert b"api_key" in stored
+        assert b"the-secret" not in stored
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(scenario())
+    assert "api_key" in str(lines)
+    assert "the-secret" not in str(lines)
+
+
 def test_a_server_that_always_ends_is_given_up(
     punie_home: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -294,28 +340,28 @@ def test_a_server_that_is_never_ready_is_killed(punie_home: Path, tmp_path: Path
         async with daemon as (_, paths), Client.connect(paths) as client:
             with pytest.raises(Failed, match=r"did not become ready within 0\.5 s") as failed:
                 await client.answer(await client.session(tmp_path), "state")
-            assert failed.value.punie["type"] == "timed_out"
+            assert failed.value.punie["type"] == "model_unavailable"
             assert (await the_server(client))["pid"] is None
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "match"),
+    ("words", "match"),
     [
-        (["key", "other"], "invalid_request", "does not take the key: it answered 401"),
-        (["busy", "1000"], "timed_out", "it answered 503"),
+        (["key", "other"], "does not take the key: it answered 401"),
+        (["busy", "1000"], "it answered 503"),
     ],
 )
 def test_a_port_that_somebody_else_has_is_said(
-    punie_home: Path, tmp_path: Path, port: int, words: list[str], kind: str, match: str
+    punie_home: Path, tmp_path: Path, port: int, words: list[str], match: str
 ):
     async def scenario():
         daemon = running(punie_home, config=managed(port, ready_s=0.3))
         async with daemon as (_, paths), Client.connect(paths) as client:
             with pytest.raises(Failed, match=match) as failed:
                 await client.answer(await client.session(tmp_path), "state")
-            assert failed.value.punie["type"] == kind
+            assert failed.value.punie["type"] == "model_unavailable"
             assert (await the_server(client))["pid"] is None
 
     with somebody_elses(port, *words):
@@ -408,6 +454,16 @@ def test_a_killed_daemon_takes_its_server_along(punie_home: Path, tmp_path: Path
         daemon.kill()
         daemon.wait()
         daemon.stdout.close()
+
+
+def test_a_program_whose_daemon_has_ended_before_it_began_does_not_begin(tmp_path: Path):
+    made = tmp_path / "made"
+    leash = [sys.executable, "-m", "punie_supervisor.leash"]
+    gone, daemon = os.getppid(), os.getpid()
+    subprocess.run([*leash, str(gone), "touch", str(made)], check=True, timeout=20)
+    assert not made.exists()
+    subprocess.run([*leash, str(daemon), "touch", str(made)], check=True, timeout=20)
+    assert made.exists()
 
 
 @pytest.mark.timeout(60)

@@ -12,7 +12,8 @@ import pytest
 from punie_protocol import errors, jsonrpc
 from punie_protocol.jsonrpc import Envelope
 from punie_protocol.messages.to_model_host import AssistantMessage, ToolMessage, UserMessage
-from tests.support.scripted_host import Call, Say, ScriptedHost, Wait, reply
+from punie_protocol.testing.script import Call, Say, Wait, reply
+from punie_protocol.testing.scripted_host import ScriptedHost
 from tests.support.worker_case import Case, running
 from tests.support.worker_harness import Turn
 

@@ -277,9 +277,9 @@ def test_a_length_stop_and_no_usage() -> None:
 
 
 REFUSALS = [
-    (401, {"message": "Incorrect API key"}, errors.Denied, "refuses the key: Incorrect API key"),
-    (403, "no", errors.Denied, "refuses the key: no"),
-    (402, {"message": "no money"}, errors.Denied, "used up"),
+    (401, {"message": "Incorrect API key"}, errors.ModelFault, "refuses the key: Incorrect API"),
+    (403, "no", errors.ModelFault, "refuses the key: no"),
+    (402, {"message": "no money"}, errors.ModelFault, "used up"),
     (422, {"message": "bad tool"}, errors.InvalidRequest, "refuses the request: bad tool"),
     (500, {"message": "boom"}, errors.ModelFault, "HTTP 500: boom"),
     (503, {"message": "Loading model"}, errors.ModelUnavailable, "Loading model"),
@@ -405,11 +405,46 @@ def test_a_smaller_window_than_configured_first_costs_the_answers_room() -> None
 def test_a_prompt_that_can_never_fit_says_so() -> None:
     async def test() -> None:
         text = {"message": "maximum context length is 100 tokens, you sent 5000"}
-        async with case(*[refuse(400, text)] * 20, context_window=256) as it:
+        async with case(*[refuse(400, text)] * 20, context_window=2048) as it:
             error = await it.fails()
             assert isinstance(error, errors.ContextOverflow)
             assert error.limit == 100
             assert error.fault is Fault.CALLER
+
+    asyncio.run(test())
+
+
+def test_what_is_far_too_long_is_not_sent() -> None:
+    prompt: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart("word " * 81_000)])]
+
+    async def test() -> None:
+        async with case(say("never asked"), context_window=4096) as it:
+            error = await it.fails(prompt)
+            assert isinstance(error, errors.ContextOverflow)
+            assert error.limit == 4096
+            assert error.tokens > 50_000
+            assert "larger context window" in error.hint
+            assert it.server.requests == []
+            assert it.notices == []
+
+    asyncio.run(test())
+
+
+def test_waiting_for_an_answer_that_fails_or_is_cancelled_is_the_models_time() -> None:
+    async def test() -> None:
+        async with case(Reply(hang=True)) as it:
+            asking = asyncio.create_task(it.ask())
+            await until(lambda: bool(it.server.requests))
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            (step,) = it.model.totals.steps
+            assert 0 < step.prefill == it.model.totals.prefill
+            assert step.wall_ms >= step.prefill
+        async with case(refuse(400, {"message": "no"})) as it:
+            await it.fails()
+            (step,) = it.model.totals.steps
+            assert 0 < step.prefill == it.model.totals.prefill
 
     asyncio.run(test())
 

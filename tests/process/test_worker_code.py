@@ -445,3 +445,19 @@ def test_a_tool_failure_keeps_its_kind_and_hint() -> None:
             assert await told(code, "list_files()", fail) == expected
 
     asyncio.run(main())
+
+
+def test_a_refusal_reads_as_one_sentence() -> None:
+    async def refuse(_tool: Tool, _arguments: Arguments) -> Result:
+        text = "list_files was not done: no; do not try it again"
+        raise PunieError(Denied(message=text, hint="go on without it"))
+
+    async def main() -> None:
+        async with code_mode() as code:
+            expected = (
+                "error: denied: line 1: list_files was not done: no; do not try it again "
+                "(go on without it)"
+            )
+            assert await told(code, "list_files()", refuse) == expected
+
+    asyncio.run(main())

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from punie_protocol.testing.script import Call, Say, reply
 from punie_workers import children
-from tests.support.scripted_host import Call, Say, reply
 from tests.support.worker_case import running
 from tests.support.worker_harness import Turn
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from punie_protocol.messages.common import Isolation
 from punie_protocol.messages.to_supervisor import ProjectFailed, ProjectReady
+from tests.support.repositories import Repository
 from tests.support.worker_case import running
 
 MANY = 1200
@@ -300,6 +302,39 @@ def test_a_root_that_is_not_there_fails_and_the_worker_lives(tmp_path: Path, roo
             assert isinstance(failed, ProjectFailed)
             assert "does not exist" in failed.error.message
             assert (await case.code("print(1)")) == "1"
+
+    asyncio.run(main())
+
+
+def test_another_folder_in_place_of_the_project_is_the_project_from_then_on(
+    tmp_path: Path, root: Path
+) -> None:
+    calls: list[tuple[str, dict[str, str]]] = [
+        ("read_file", {"path": "new.py"}),
+        ("list_files", {}),
+        ("search", {"pattern": "fresh"}),
+        ("symbols", {"name": "fresh"}),
+        ("ruff_check", {}),
+        ("typecheck", {}),
+        ("git_status", {}),
+        ("git_diff", {}),
+        ("execute_code", {"code": "print(read_file('new.py').text)"}),
+    ]
+
+    async def main() -> None:
+        async with running(tmp_path, root) as case:
+            for name, arguments in calls:
+                await case.tool(name, arguments)
+            shutil.rmtree(root)
+            turn = await case.worker.prompt("go")
+            assert f"the project's folder {root} cannot be opened" in turn.wire_error.message
+            Repository(root).commit({"a": "1\n"})
+            (root / "new.py").write_text("def fresh() -> int:\n    return 1\n")
+            for name, arguments in calls:
+                _, told = await case.tool(name, arguments)
+                assert not told.startswith("error"), (name, told)
+                if name not in ("typecheck", "ruff_check", "git_diff"):
+                    assert "fresh" in told or "new.py" in told, (name, told)
 
     asyncio.run(main())
 

@@ -16,15 +16,7 @@ from punie_protocol.messages.to_model_host import (
     ToolMessage,
     UserMessage,
 )
-from tests.support.scripted_host import (
-    Call,
-    Die,
-    Fail,
-    Say,
-    Think,
-    model_info,
-    reply,
-)
+from punie_protocol.testing.script import Call, Die, Fail, Say, Think, model_info, reply
 from tests.support.worker_case import running
 from tests.support.worker_harness import Turn, WorkerHarness
 

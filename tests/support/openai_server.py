@@ -123,6 +123,10 @@ class OpenAIServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def reply(self, request: Request) -> Reply:
+        """Return the answer to a completion: the script's next."""
+        return self.script.pop(0) if self.script else refuse(500, "the script is over")
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -142,7 +146,7 @@ class OpenAIServer:
             reply = self.models or self._list()
         elif request.path.endswith("/chat/completions"):
             self.requests.append(request)
-            reply = self.script.pop(0) if self.script else refuse(500, "the script is over")
+            reply = self.reply(request)
         else:
             reply = refuse(404, {"message": f"no {request.path}"})
         await self._answer(reply, reader, writer)

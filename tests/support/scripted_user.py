@@ -25,10 +25,11 @@ def program(code: str) -> Reply:
 
 
 class Script:
-    """A model that plays `replies`, served from a thread of its own. A context manager."""
+    """A model that plays `replies`, or what `server` knows; served from a thread of its own. A
+    context manager."""
 
-    def __init__(self, *replies: Reply) -> None:
-        self._server = OpenAIServer(replies)
+    def __init__(self, *replies: Reply, server: OpenAIServer | None = None) -> None:
+        self._server = server or OpenAIServer(replies)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scripted model")
 

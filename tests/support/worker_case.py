@@ -8,7 +8,8 @@ from typing import Any
 from punie_protocol.messages.common import Isolation, ModelInfo
 from punie_protocol.messages.to_model_host import ToolMessage
 from punie_protocol.messages.to_supervisor import ProjectReady
-from tests.support.scripted_host import Call, Reply, Say, ScriptedHost, reply
+from punie_protocol.testing.script import Call, Reply, Say, reply
+from punie_protocol.testing.scripted_host import ScriptedHost
 from tests.support.worker_harness import Turn, WorkerHarness
 
 

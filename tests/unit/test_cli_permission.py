@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from msgspec import Raw
 
 from punie_supervisor.cli.permission import decode, outcome, render
@@ -81,10 +82,8 @@ def test_the_choices_are_the_questions_own_words() -> None:
 
 def test_refusals_are_told_from_permissions() -> None:
     asked = decode(question())
-    assert asked.refusal == "reject-once"
     assert [asked.refuses(one["optionId"]) for one in OPTIONS] == [False, False, True, True]
     assert asked.refuses(None)
-    assert decode(question(OPTIONS[:2])).refusal is None
 
 
 def test_whose_question_it_is() -> None:
@@ -124,6 +123,11 @@ def on_a_terminal(typed: str, options: list[dict[str, str]] = OPTIONS) -> tuple[
             shown += os.read(leader, 65536)
     os.write(leader, typed.encode())
     out, _ = child.communicate(timeout=15)
+    while select.select([leader], [], [], 0)[0]:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # Linux: all of it is read, and nobody has the other end
+            break
     os.close(leader)
     return out.strip(), shown.decode()
 
@@ -132,12 +136,14 @@ def test_answers_on_a_terminal() -> None:
     answer, shown = on_a_terminal("y\n")
     assert answer == "allow-once"
     assert "[y] Allow once" in shown
-    assert shown.endswith("y, s, n, never? ")
+    assert "y, s, n, never? " in shown
     assert "\x1b[32m+x = 2" in shown
 
 
 def test_what_is_no_answer_is_asked_again() -> None:
-    assert on_a_terminal("what?\n\nnever\n")[0] == "reject-always"
+    answer, shown = on_a_terminal("what?\n\nnever\n")
+    assert answer == "reject-always"
+    assert shown.count("That is no answer. Type one of: y, s, n, never") == 2
 
 
 def test_words_are_answers_too() -> None:
@@ -148,12 +154,35 @@ def test_the_end_of_input_is_a_dismissal() -> None:
     assert on_a_terminal("\x04")[0] == "None"
 
 
+TRUST = [
+    {"optionId": "trust-settings", "name": "Trust them", "kind": "allow_always"},
+    {"optionId": "ignore-settings", "name": "Ignore them", "kind": "reject_once"},
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("y", "trust-settings"),
+        ("yes", "trust-settings"),
+        ("1", "trust-settings"),
+        ("n", "ignore-settings"),
+        ("2", "ignore-settings"),
+    ],
+)
+def test_settings_are_trusted_by_a_letter_or_a_number(typed: str, answer: str) -> None:
+    chosen, shown = on_a_terminal(f"{typed}\n", TRUST)
+    assert chosen == answer
+    assert "[y] Trust them" in shown
+    assert "y, n? " in shown
+
+
 def test_other_options_have_numbers() -> None:
     options = [
-        {"optionId": "trust-settings", "name": "Trust them", "kind": "allow_always"},
-        {"optionId": "ignore-settings", "name": "Ignore them", "kind": "reject_once"},
+        {"optionId": "red", "name": "Red", "kind": "allow_once"},
+        {"optionId": "x", "name": "Not red", "kind": "reject_once"},
     ]
     answer, shown = on_a_terminal("2\n", options)
-    assert answer == "ignore-settings"
-    assert "[1] Trust them" in shown
-    assert shown.endswith("1, 2? ")
+    assert answer == "x"
+    assert "[1] Red" in shown
+    assert "1, 2? " in shown

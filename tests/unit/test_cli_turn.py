@@ -7,10 +7,18 @@ from hypothesis import strategies as st
 
 from punie_protocol import errors
 from punie_protocol.errors import LinkClosed, PunieError
+from punie_protocol.messages.common import Timings
 from punie_supervisor.cli.exit_codes import ExitCode, exit_code, wire_exit_code
 from punie_supervisor.cli.main import resolve_model
+from punie_supervisor.cli.printers import JsonPrinter
 from punie_supervisor.clients.errors import DaemonUnreachable
-from punie_supervisor.clients.turn import EventKind, PromptResult, TurnCollector
+from punie_supervisor.clients.turn import (
+    EventKind,
+    PromptResult,
+    ToolCallReport,
+    TurnCollector,
+    TurnReport,
+)
 
 
 def update(kind: str, **fields: object) -> bytes:
@@ -87,6 +95,7 @@ def test_a_notice_is_no_thought() -> None:
         )
         assert collector.update(thought).kind is kind
     assert collector.report.answer == ""
+    assert collector.report.notices == ["hm"]
 
 
 def test_what_a_call_came_to() -> None:
@@ -101,6 +110,23 @@ def test_what_a_call_came_to() -> None:
     )  # fmt: skip
 
 
+def test_machines_are_given_microseconds_and_results_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = 0.12345678
+    call = ToolCallReport(id="t", name="search", duration_ms=exact, result={"score": exact})
+    report = TurnReport(
+        answer="", session_id="s", project="/p", notices=["n"], tool_calls=[call],
+        timings_ms=Timings(total=exact),
+    )  # fmt: skip
+    JsonPrinter().finish(report)
+    told = msgspec.json.decode(capsys.readouterr().out)
+    assert told["timings_ms"]["total"] == told["tool_calls"][0]["duration_ms"] == 0.123
+    assert told["tool_calls"][0]["wait_ms"] is None
+    assert told["tool_calls"][0]["result"] == {"score": exact}
+    assert told["notices"] == ["n"]
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -111,6 +137,8 @@ def test_what_a_call_came_to() -> None:
         (errors.ContextOverflow(message="", tokens=2, limit=1), ExitCode.TURN_FAILED),
         (errors.ProcessLost(message="", process="w", pid=1), ExitCode.TURN_FAILED),
         (errors.NotFound(message="", what="s"), ExitCode.USAGE),
+        (errors.NotFound(message="", what="model"), ExitCode.MODEL),
+        (errors.ModelFault(message=""), ExitCode.MODEL),
     ],
 )
 def test_exit_codes(error: errors.WireError, code: ExitCode) -> None:
@@ -141,6 +169,13 @@ def test_a_server_is_no_folder() -> None:
     for wrong in ("ftp://x", "http://", "http://host:port/v1"):
         with pytest.raises(PunieError, match="not a server's address"):
             resolve_model(wrong)
+
+
+@pytest.mark.parametrize("model", ["127.0.0.1:1234/v1#x", "localhost:1234", "h:1/v1"])
+def test_an_address_without_its_scheme_is_no_path(model: str) -> None:
+    with pytest.raises(PunieError, match="without its scheme") as caught:
+        resolve_model(model)
+    assert caught.value.error.hint == f"write it as http://{model}"
 
 
 def test_a_relative_model_path_becomes_absolute(tmp_path, monkeypatch) -> None:

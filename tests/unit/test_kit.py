@@ -286,6 +286,7 @@ def test_the_journal_keeps_what_the_real_one_keeps(journal: FakeJournal) -> None
         started("b", 2),
         finished("b"),
         started("c", 2),
+        StoreGrant(request_id=1, session_id="s", grant=Grant(key="edit", allow=False)),
         StoreGrant(request_id=1, session_id="s", grant=grant),
         StoreTrust(request_id=1, project_id="p", digest="d"),
     ]
@@ -302,14 +303,16 @@ def test_the_journal_keeps_what_the_real_one_keeps(journal: FakeJournal) -> None
     [
         (delta(1), InvalidRequest),
         (delta(0, "other"), NotFound),
-        (finished("nothing"), NotFound),
+        (finished("nothing"), InvalidRequest),
+        (finished("over"), InvalidRequest),
         (started("twice", 0), InvalidRequest),
     ],
 )
 def test_the_journal_refuses_what_the_real_one_refuses(
     journal: FakeJournal, message: StoreDelta, error: type
 ) -> None:
-    journal.store(started("twice", 0))
+    for before in (started("twice", 0), started("over", 0), finished("over")):
+        assert journal.store(before) is None
     assert isinstance(journal.store(message), error)
 
 

@@ -56,10 +56,20 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
     ("text", "named"),
     [
         ('model = "http://"', "is not a server's address"),
-        ('[permissions]\nmode = "fly"', "permissions.mode"),
-        ("[permissions]\nwait_s = 0", "permissions.wait_s"),
-        ("[permissions]\nallow = [{}]", r"permissions\.allow\[0\]"),
-        ('[permissions]\ndeny = [{tol = "x"}]', r"permissions\.deny"),
+        (
+            '[permissions]\nmode = "fly"',
+            r"\[permissions\] mode: 'fly' is not one of: read-only, ask, ",
+        ),
+        ("[permissions]\nwait_s = 0", r"\[permissions\] wait_s: it must be a number > 0"),
+        ("[permissions]\nallow = [{}]", r"\[permissions\] allow\[0\]: an empty rule"),
+        (
+            '[permissions]\ndeny = [{tol = "x"}]',
+            r"\[permissions\] deny\[0\]: there is no key 'tol'",
+        ),
+        ("model = 3", "model: it must be a text in quotes, this is a whole number"),
+        ("permissions = 3", "permissions: it must be a table, this is a whole number"),
+        ("isolation = 3", "isolation: this is not one of: process, interpreter"),
+        ("[[servers]]", r"servers\[0\]: the key 'url' is missing"),
         ('[[servers]]\nurl = "h:1"', r"servers\[0\]\.url"),
         ('[[servers]]\nurl = "http://:1"', "is not a server's address"),
         ('[[servers]]\nurl = "http://h:1/v1#x"', r"servers\[0\]\.url: only the base"),
@@ -76,13 +86,30 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
         (SERVER + 'command = ["a\\u0000"]', r"servers\[0\]\.command"),
         (SERVER + 'command = ["a"]\ncwd = "here"', r"servers\[0\]\.cwd"),
         ('[[servers]]\nurl = "https://h/v1"\ncommand = ["a"]', r"servers\[0\]\.command"),
-        (SERVER + "ready = 1", "ready"),
+        (SERVER + "ready = 1", r"servers\[0\]: there is no key 'ready'"),
     ],
 )
 def test_what_is_wrong_is_refused_with_file_and_key(tmp_path: Path, text: str, named: str):
     with pytest.raises(PunieError, match=named) as caught:
         load(tmp_path, text)
     assert str(tmp_path / "config" / "config.toml") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('modle = "x"', "did you mean 'model'? keys there: model, isolation, permissions, servers"),
+        ("[permission]", "did you mean 'permissions'? "),
+        (SERVER + "ready = 1", "did you mean 'ready_s'? "),
+        ("[permissions]\ndeny = [{zzz = 1}]", "keys there: tool, path, command"),
+    ],
+)
+def test_a_key_that_there_is_not_comes_with_those_there_are(
+    tmp_path: Path, text: str, hint: str
+) -> None:
+    with pytest.raises(PunieError) as caught:
+        load(tmp_path, text)
+    assert caught.value.error.hint.startswith(hint)
 
 
 def test_a_key_comes_from_the_file_or_the_environment():

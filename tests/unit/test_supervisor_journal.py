@@ -228,6 +228,22 @@ def test_a_journal_of_version_1_keeps_what_it_has(tmp_path: Path):
     assert [(turn.prompt_id, turn.title, turn.meta) for turn in found] == [("a", "old title", None)]
 
 
+def test_a_daemons_start_does_not_read_every_prompt(tmp_path: Path):
+    done = list[str]()
+
+    def watched(db: sqlite3.Connection) -> None:
+        db.set_trace_callback(done.append)
+        ops.interrupt_running_prompts(db, b"{}")
+        ops.accepted_prompts(db)
+        db.set_trace_callback(None)
+        for statement in [one for one in done if "prompts" in one]:
+            plan = db.execute(f"EXPLAIN QUERY PLAN {statement}").fetchone()[3]
+            assert plan == "SEARCH prompts USING INDEX prompts_open (state=?)"
+
+    with_journal(tmp_path / "j.db", lambda journal: journal.run(watched))
+    assert len(done) == 2
+
+
 def test_a_full_disk_refuses_and_later_goes_on(tmp_path: Path):
     async def work(journal: Journal) -> None:
         await fill(journal, "s")

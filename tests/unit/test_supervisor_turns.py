@@ -18,7 +18,7 @@ from punie_supervisor import journal_ops as ops
 from punie_supervisor.child_spec import MODEL_HOST
 from punie_supervisor.journal import Journal
 from punie_supervisor.registry import Registry
-from punie_supervisor.turn import MAX_RESUMES, Phase, Turn
+from punie_supervisor.turn import MAX_RESUMES, Phase, Turn, error_raw, with_fault
 from punie_supervisor.turns import Turns
 
 
@@ -120,6 +120,7 @@ WORKER_LOST = ProcessLost(message="lost", process="worker-1", pid=1)
         (WORKER_LOST, 0, {"left": True}, False),
         (WORKER_LOST, 0, {"fault": WORKER_LOST}, False),
         (ProcessLost(message="lost", process=MODEL_HOST, pid=1), 0, {}, False),
+        (ProcessLost(message="given up", process="worker-1", pid=0), 0, {}, False),
         (ModelUnavailable(message="none"), 0, {}, False),
     ],
 )
@@ -155,3 +156,14 @@ def test_members_of_the_supervisor_are_taken_out_of_a_prompt_and_nothing_else():
     meta = acp.params(Raw(bytes(raw)[:-1] + b',"sessionId":"s"}'), acp.Prompt).punie
     left = acp.from_a_client(raw, meta)
     assert bytes(left) == b'{"prompt":[1.50],"_meta":{"other":1.50,"punie":{"x":1.50}}}'
+
+
+def test_an_error_is_told_better_and_keeps_what_else_it_says() -> None:
+    worse, better = ModelUnavailable(message="gone"), ModelUnavailable(message="exited, code 3")
+    plain = json.loads(bytes(error_raw(worse)))
+    plain["data"]["meta"] = {"promptId": "p"}
+    told = json.loads(bytes(with_fault(Raw(json.dumps(plain).encode()), lambda _: better)))
+    assert told["message"] == told["data"]["punie"]["message"] == "exited, code 3"
+    assert told["data"]["meta"] == {"promptId": "p"}
+    for untouched in (error_raw(worse), Raw(b'{"code": 1, "message": "m"}'), Raw(b"[]")):
+        assert with_fault(untouched, lambda fault: fault) == untouched

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,10 @@ import pytest
 from punie_protocol.errors import TimedOut, ToolFailed
 from punie_protocol.tool_types import Arguments
 from punie_protocol.tools_checks import RuffCheck, RuffCheckResult, Typecheck, TypecheckResult
+from punie_protocol.tools_files import Search
 from punie_workers import checkers, programs
 from punie_workers.checkers import Checkers
+from punie_workers.file_tools import FileTools
 from punie_workers.programs import MAX_ERRORS
 from tests.support.checking import (
     PROJECT,
@@ -219,7 +222,44 @@ def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
     write(tmp_path, {"ty.toml": "[environment]\npython = './none'\n"})
     error = failure(tmp_path, Typecheck())
     assert error.kind == "checker_failed"
-    assert "none" in error.message
+    assert "environment.python" in error.message
+    assert "does not point to" in error.message
+
+
+@BOTH
+def test_a_line_of_a_file_elsewhere_is_not_told(call: Arguments, tmp_path: Path) -> None:
+    """A configuration may be a link, or extend another one: a complaint quotes where it fails."""
+    (tmp_path / "credentials").write_text("[default]\nkey = SECRET\n")
+    root = write(tmp_path / "root", {"a.py": ""})
+    for name in ("ruff.toml", "ty.toml"):
+        (root / name).symlink_to("../credentials")
+    error = failure(root, call)
+    assert error.kind == "checker_failed"
+    assert "line 2" in error.message
+    assert "SECRET" not in error.message
+
+
+def test_one_file_that_cannot_be_read_hides_no_finding_in_another(tmp_path: Path) -> None:
+    write(tmp_path, {"bad.py": "x: int = 'a'\n"})
+    (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
+    found = typecheck(tmp_path)
+    assert [error.file for error in found.errors] == ["bad.py", "latin.py"]
+    assert not found.ok
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux")
+def test_a_file_without_an_end_does_not_take_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "MAX_MEMORY", 256 * 1024**2)
+    write(tmp_path, {"a.py": "import os\n"})
+    (tmp_path / "endless.py").symlink_to("/dev/zero")
+    result = ruff_check(tmp_path)
+    assert [found.code for found in result.violations] == ["F401"]
+    (tmp_path / ".gitignore").symlink_to("/dev/zero")
+    search = refusal(tmp_path, lambda halves: FileTools(halves).run(Search("os")))
+    assert isinstance(search, ToolFailed)
+    assert search.kind == "search_failed"
 
 
 def test_a_file_that_cannot_be_read_is_a_violation(tmp_path: Path) -> None:

@@ -452,3 +452,35 @@ def test_the_room_is_the_window_without_the_answer() -> None:
     with_instructions = room(Layout(talk.messages), NOTHING, model(window=4000), 3600)
     assert with_instructions.limit == pytest.approx(2000 * 3.6)
     assert MIN_CUT < near.goal < near.enough < near.trigger
+
+
+def test_a_window_that_the_instructions_nearly_fill_still_leaves_turns_out() -> None:
+    talk, rig, info = Talk(), Rig(), model(window=4096)
+    rig.compactor.is_checked = False
+    rig.compactor.overhead = 7000  # more than a third of the tokens
+    for number in range(5):
+        talk.prompt(f"p{number} " + "w" * 13_600)
+        sent = rig.fit(talk, info)
+        (asked,) = to_chat(sent)
+        assert isinstance(asked, UserMessage)
+        assert [n for n in range(5) if f"p{n} w" in asked.text] == [number]
+        talk.answer("a", asked=4658)
+    assert [one.turns for one in rig.stored] == [1, 2, 3, 4]
+
+
+def test_a_prompt_far_above_an_unchecked_window_is_not_returned() -> None:
+    talk, rig = Talk(), Rig()
+    rig.compactor.is_checked = False
+    talk.prompt("first")
+    talk.answer("a", asked=100)
+    talk.prompt("w" * 405_000)
+    with pytest.raises(PunieError) as caught:
+        rig.fit(talk, model(window=4096))
+    error = caught.value.error
+    assert isinstance(error, ContextOverflow)
+    assert error.tokens > 40_000
+    assert error.limit == 4096
+    assert "new session" in error.hint
+    assert (rig.stored, rig.notices) == ([], [])
+    rig.compactor.is_checked = True  # who counts exactly has the last word
+    assert sum(map(size, rig.fit(talk, model(window=4096)))) > 405_000

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from punie_workers.outlet import Outlet
 from punie_workers.project_settings import MAX_AGENTS, ProjectSettings
 from punie_workers.prompts import ProjectParts
 from punie_workers.questions import Questions
+from punie_workers.updates import title
 
 PATIENCE = 10.0
 COMMAND = define(DeleteFile, EditResult, Permission.EXECUTE)
@@ -333,7 +334,9 @@ def _no_answer(id: str) -> dict[str, bytes]:
     error = TimedOut(message="nobody answered within 600 s", limit_s=600.0)
     return {
         "nobody answered within 600 s": jsonrpc.failure(id, error),
-        "the question was dismissed": jsonrpc.response(id, {"outcome": {"outcome": "cancelled"}}),
+        "nobody allowed it: the question was dismissed": jsonrpc.response(
+            id, {"outcome": {"outcome": "cancelled"}}
+        ),
         "'maybe' was not among the options": jsonrpc.response(
             id, {"outcome": {"outcome": "selected", "optionId": "maybe"}}
         ),
@@ -621,6 +624,96 @@ def test_ignored_for_the_session_until_a_byte_changes(tmp_path: Path, dismissed:
             assert (await beginning).instructions == "Be Brief."
             assert len(rig.trusted) == 1
 
+    go(main)
+
+
+DISMISSED = {"outcome": {"outcome": "cancelled"}}
+
+
+@pytest.mark.parametrize("how", ["dismissed", "nobody", "faulty"])
+def test_changed_settings_end_the_turn_unless_somebody_answers(tmp_path: Path, how: str) -> None:
+    write(tmp_path, CONFIG, "modes = 1\n" if how == "faulty" else 'instructions = "new"\n')
+
+    async def main() -> None:
+        async with rigged(tmp_path, trusted="other settings") as rig:
+            for _ in range(2):
+                beginning = asyncio.create_task(rig.begin())
+                if how == "dismissed":
+                    asked = await rig.question()
+                    asked.answer(jsonrpc.response(asked.id, DISMISSED))
+                elif how == "nobody":
+                    (await rig.question()).fail(TimedOut(message="nobody", limit_s=1.0))
+                with pytest.raises(PunieError) as caught:
+                    await beginning
+                error = caught.value.error
+                assert isinstance(error, Denied)
+                assert error.message.startswith(
+                    "this project's settings have changed since you trusted them"
+                )
+                assert CONFIG in error.message
+                assert "punie trust" in error.hint
+            await rig.begin(PromptPermissions(mode=Mode.READ_ONLY))
+            assert [f"({CONFIG}) are ignored: they have changed" in one for one in rig.notices] == [
+                how != "faulty"
+            ]
+            if how != "faulty":
+                beginning = asyncio.create_task(rig.begin())
+                assert (await rig.question()).select(TrustAnswer.IGNORE)
+                assert (await beginning).instructions == ""
+                await rig.begin()
+            await rig.quiet()
+
+    go(main)
+
+
+def test_only_a_question_is_a_wait(tmp_path: Path) -> None:
+    write(tmp_path, CONFIG, 'instructions = "x"\n')
+    waits = list[str]()
+
+    @contextlib.contextmanager
+    def asking() -> Generator[None]:
+        waits.append("asks")
+        yield
+        waits.append("answered")
+
+    async def main() -> None:
+        async with rigged(tmp_path, PermissionSettings(allow=[Rule(path="src/**")])) as rig:
+            read_only = PromptPermissions(mode=Mode.READ_ONLY)
+            await rig.gate.begin(read_only, rig.notices.append, asking)
+            await rig.gate.admit(call("src/a.py"), asking)
+            with pytest.raises(PunieError):
+                await rig.gate.admit(call("a.py", permissions=read_only), asking)
+            assert waits == []
+            beginning = asyncio.create_task(rig.gate.begin(NO_PROMPT, rig.notices.append, asking))
+            asked = await rig.question()
+            assert waits == ["asks"]
+            assert asked.select(TrustAnswer.TRUST)
+            await beginning
+            admitting = asyncio.create_task(rig.gate.admit(call("a.py"), asking))
+            asked = await rig.question()
+            assert waits == ["asks", "answered", "asks"]
+            assert asked.select(Answer.ALLOW_ONCE)
+            await admitting
+            assert waits == ["asks", "answered"] * 2
+
+    go(main)
+
+
+def test_a_move_is_shown_as_two_places(tmp_path: Path) -> None:
+    diffs = (FileDiff("big.txt", "x", None), FileDiff("e/big.txt", None, "x"))
+
+    async def main() -> None:
+        async with rigged(tmp_path) as rig:
+            admitting = rig.admit("big.txt", "e/big.txt", tool=TOOLS["move_file"], diffs=diffs)
+            asked = await rig.question()
+            assert "content" not in asked.tool_call
+            assert asked.select(Answer.ALLOW_ONCE)
+            await admitting
+
+    assert title("move_file", {"path": "big.txt", "destination": "e/big.txt"}) == (
+        "move_file: big.txt → e/big.txt"
+    )
+    assert title("delete_file", {"path": "README.md"}) == "delete_file: README.md"
     go(main)
 
 

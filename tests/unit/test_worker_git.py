@@ -206,10 +206,20 @@ def test_a_diff_against_a_revision_and_of_a_path(repo: Repository) -> None:
     assert [(file.file, file.status) for file in gone.files] == [("sub/b", "deleted")]
 
 
+def test_a_name_with_a_mistake_in_it_is_not_clean(repo: Repository) -> None:
+    repo.commit({"src/a.py": "1\n", "old.py": "1\n"})
+    for call in (GitStatus("scr"), GitDiff("scr"), GitLog("scr"), GitStatus("src/a.py/x")):
+        assert failure(repo.root, call).kind == "not_found", call
+    (repo.root / "old.py").unlink()
+    assert states(status(repo.root, "old.py")) == {"old.py": ("", "deleted")}
+    assert len(log(repo.root, "old.py").commits) == 1
+
+
 def test_a_file_that_was_only_touched_is_no_difference(repo: Repository) -> None:
+    repo.root.joinpath("image").write_bytes(b"\0\1")
     repo.commit({"a": "1\n", "b": "1\n"})
-    (repo.root / "a").write_bytes(b"1\n")
-    os.utime(repo.root / "a", (1, 1))
+    for name in ("a", "image"):
+        os.utime(repo.root / name, (1, 1))
     before = snapshot(repo.root / ".git")
     assert diff(repo.root).files == []
     assert status(repo.root).clean
@@ -217,6 +227,26 @@ def test_a_file_that_was_only_touched_is_no_difference(repo: Repository) -> None
     assert snapshot(repo.root / ".git") == before
     repo.git("diff")
     assert snapshot(repo.root / ".git") != before, "a plain diff would have written the index"
+
+
+def test_a_file_without_a_count_that_did_change_is_one(repo: Repository) -> None:
+    """Beside files that were only touched."""
+    repo.root.joinpath("image").write_bytes(b"\0\1")
+    repo.root.joinpath("odd\nname").write_bytes(b"\0\1")
+    repo.commit({"run": "1\n", "old": "9\n", "touched": "1\n"})
+    (repo.root / "image").write_bytes(b"\0\2")
+    (repo.root / "run").chmod(0o755)
+    write(repo.root, {"new": ""})
+    repo.git("add", "--intent-to-add", "new")
+    (repo.root / "old").unlink()
+    for name in ("touched", "odd\nname"):
+        os.utime(repo.root / name, (1, 1))
+    for revision in ("", "HEAD"):
+        found = {file.file: file.status for file in diff(repo.root, revision=revision).files}
+        assert found.pop("odd\nname") == "modified", "git quotes its name: nobody looks closer"
+        assert found == {
+            "image": "modified", "run": "modified", "new": "added", "old": "deleted",
+        }  # fmt: skip
 
 
 def test_a_long_diff_is_cut_between_lines(repo: Repository) -> None:

@@ -32,23 +32,23 @@ from punie_protocol.errors import (
 from punie_protocol.messages.common import ModelInfo, PromptStyle, Usage
 from punie_protocol.messages.to_model_client import StopReason
 from punie_protocol.messages.to_model_host import SystemMessage, ToolSchema, UserMessage
-from punie_workers.compaction import Compactor
-from punie_workers.layout import Compaction
-from punie_workers.model import RETRY_DELAYS, PunieModel, overhead
-from punie_workers.model_client import ModelClient
-from punie_workers.prompts import Instructions
-from tests.support.scripted_host import (
+from punie_protocol.testing.script import (
     Call,
     Die,
     Fail,
     Reply,
     Say,
-    ScriptedHost,
     Think,
     Wait,
     model_info,
     reply,
 )
+from punie_protocol.testing.scripted_host import ScriptedHost
+from punie_workers.compaction import Compactor
+from punie_workers.layout import Compaction
+from punie_workers.model import RETRY_DELAYS, PunieModel, overhead
+from punie_workers.model_client import ModelClient
+from punie_workers.prompts import Instructions
 
 PARAMETERS = ModelRequestParameters()
 TOLD = Instructions("rules", (ToolSchema(name="t", description="d", parameters="{}"),), "project")
@@ -294,3 +294,55 @@ def test_refusals_come_to_an_end(folder: Path) -> None:
         assert len(rig.host.requests) < 25
 
     run(folder, [reply(overflow(40_000, 20_000))] * 50, work)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_cancelled_wait_is_the_models_time(folder: Path, begun: bool) -> None:
+    script = [reply(*([Say("words")] if begun else []), Wait(60))]
+
+    async def work(rig: Rig) -> None:
+        asking = asyncio.create_task(rig.ask())
+        await until(lambda: bool(rig.host.requests) and (not begun or _has_token(rig)))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        (step,) = rig.model.totals.steps
+        assert 0 < step.prefill <= step.wall_ms
+        assert (step.decode > 0) is begun
+        assert (rig.model.totals.prefill, rig.model.totals.decode) == (step.prefill, step.decode)
+
+    run(folder, script, work)
+
+
+def _has_token(rig: Rig) -> bool:
+    return rig.model.totals.first_token is not None
+
+
+def test_a_wait_for_the_connection_is_queueing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("punie_workers.model_client.CONNECT_TIMEOUT", 0.05)
+
+    async def work(_: Rig) -> None:
+        client = ModelClient(str(folder / "nobody.sock"))
+        compactor = Compactor(None, lambda _: None, _store_nothing)
+        model = PunieModel(
+            client,
+            model_info(PromptStyle.TOOLS),
+            client_id="c",
+            conversation_id="s",
+            instructions=TOLD,
+            compactor=compactor,
+        )
+        with pytest.raises(PunieError):
+            await model.request(prompt("hello"), None, PARAMETERS)
+        step = model.totals.steps[-1]
+        assert step.queue > 0
+        assert step.prefill == step.decode == 0
+        client.close()
+
+    run(folder, [], work)
+
+
+async def _store_nothing(_: Compaction) -> None:
+    pass

@@ -245,6 +245,11 @@ REFUSED = [
     (Rule(command="'"), "permissions.deny[1].command: "),
     (Rule(command=" "), "permissions.deny[1].command: "),
     (Rule(tool="edit", command="ls"), "permissions.deny[1].command: 'edit' runs no command"),
+    (Rule(tool="move_file", command="ls"), "permissions.deny[1].command: 'move_file' runs no"),
+    (Rule(tool="network", command="ls"), "permissions.deny[1].command: 'network' runs no command"),
+    (Rule(path="src/**", command="ls"), "permissions.deny[1].path: no call has a path and a"),
+    (Rule(tool="execute", path="a"), "permissions.deny[1].path: 'execute' edits no file"),
+    (Rule(tool="network", path="a"), "permissions.deny[1].path: 'network' edits no file"),
 ]
 
 
@@ -260,9 +265,10 @@ def test_a_rule_that_can_do_nothing_is_refused(rule: Rule, message: str) -> None
 GLOBS = st.text(alphabet="ab/.*?[]!{},\\-ßİ", min_size=1, max_size=30)
 SOME_PATHS = st.lists(st.text(alphabet="abAB/.{}ß", min_size=1, max_size=12), max_size=3)
 SOME_RULES = st.builds(
+    Rule, tool=st.sampled_from([None, "edit", "edit_file"]), path=st.none() | GLOBS
+) | st.builds(
     Rule,
-    tool=st.sampled_from([None, "edit", "execute", "edit_file"]),
-    path=st.none() | GLOBS,
+    tool=st.sampled_from([None, "execute"]),
     command=st.none() | st.sampled_from(["git", "git push", "ls"]),
 )
 SUBJECTS = st.builds(

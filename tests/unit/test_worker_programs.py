@@ -1,13 +1,15 @@
 """The search as a program like any other: what it means when ripgrep misbehaves."""
 
+import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from punie_protocol.errors import ToolFailed
+from punie_protocol.errors import PunieError, ToolFailed
 from punie_protocol.tools_files import Search, SearchResult
-from punie_workers import programs
+from punie_workers import programs, rg
 from punie_workers.file_tools import FileTools
 from tests.support.checking import ask, refusal, script, write
 
@@ -47,6 +49,20 @@ def test_a_missing_ripgrep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     error = refusal(tmp_path, lambda halves: FileTools(halves).run(FIND))
     assert isinstance(error, ToolFailed)
     assert error.kind == "search_missing"
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_no_fault_of_the_pattern(tmp_path: Path) -> None:
+    """Nothing of its own is blamed on what the model wrote."""
+    (gone := tmp_path / "gone").mkdir()
+    descriptor = os.open(gone, os.O_RDONLY)
+    gone.rmdir()
+    try:
+        with pytest.raises(PunieError, match="folder was deleted"):
+            asyncio.run(rg.search(descriptor, "x", "*", ignore_case=False, at_root=True))
+        with pytest.raises(PunieError, match="folder was deleted"):
+            asyncio.run(rg.files(descriptor, at_root=True))
+    finally:
+        os.close(descriptor)
 
 
 def test_the_real_one(tmp_path: Path) -> None:

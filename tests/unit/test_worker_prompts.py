@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from benchmarks import prompt_tokens
 from punie_protocol.backends import Backend
 from punie_protocol.messages.common import ModelInfo, PromptStyle
+from punie_protocol.testing.script import model_info
 from punie_protocol.tool_views import parameters_schema, prompt_stubs
 from punie_protocol.tools import TOOLS
 from punie_workers.model_client import ModelClient
@@ -25,7 +26,6 @@ from punie_workers.prompts import (
     instructions,
     tool_schemas,
 )
-from tests.support.scripted_host import model_info
 
 LIMIT = 2000
 CORE_LIMIT = 350

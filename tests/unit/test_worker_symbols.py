@@ -600,6 +600,41 @@ def test_changes_of_others_are_noticed(project: Path) -> None:
     run_with(project, test)
 
 
+def test_a_folder_that_is_made_again_is_watched_again(project: Path) -> None:
+    async def test(tools: SymbolTools) -> None:
+        await until(tools, Symbols(name="Engine"), ["pkg/a.py:Engine"])
+        shutil.rmtree(project / "pkg")
+        (project / "pkg").mkdir()
+        (project / "pkg" / "a.py").write_text("first = 1\n")
+        await until(tools, Symbols(path="pkg"), ["pkg/a.py:first"])
+        (project / "pkg" / "a.py").write_text("second = 1\n")
+        await until(tools, Symbols(path="pkg"), ["pkg/a.py:second"])
+
+    run_with(project, test)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_another_folder_in_place_of_the_project_is_indexed_and_watched(
+    project: Path, moved: bool
+) -> None:
+    async def test(tools: SymbolTools) -> None:
+        await until(tools, Symbols(name="Engine"), ["pkg/a.py:Engine"])
+        if moved:
+            shutil.move(project, project.with_name("before"))
+        else:
+            shutil.rmtree(project)
+        with pytest.raises(PunieError, match=f"folder {project} cannot be opened"):
+            await tools.run(Symbols())
+        (project / "pkg").mkdir(parents=True)
+        (project / "pkg" / "a.py").write_text("first = 1\n")
+        assert names(await tools.run(Symbols())) == ["pkg/a.py:first"]
+        (project / "pkg" / "a.py").write_text("second = 1\n")
+        await until(tools, Symbols(), ["pkg/a.py:second"])
+        assert tools.watching is WatchState.WATCHING
+
+    run_with(project, test)
+
+
 def test_a_name_that_is_no_text_does_not_blind_the_watcher(project: Path) -> None:
     strange = project / os.fsdecode(b"\xff.py")
 

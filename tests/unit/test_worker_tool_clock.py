@@ -98,3 +98,14 @@ def test_the_real_clock_moves() -> None:
     with tools.call("1", "search", None):
         pass
     assert tools.timings[0].duration_ms >= 0
+
+
+def test_a_program_of_very_many_calls_is_kept_itself() -> None:
+    clock = ToolClock(Isolation.PROCESS, 0.0)
+    with clock.call("p", "execute_code", None) as program:
+        for number in range(MAX_TURN_CALLS):
+            with clock.call(f"{number}", "read_file", program):
+                pass
+    assert clock.count == MAX_TURN_CALLS + 1
+    assert len(clock.timings) == MAX_TURN_CALLS
+    assert clock.timings[0].id == "p"

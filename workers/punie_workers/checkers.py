@@ -7,19 +7,16 @@ configuration says, which counts for everything else. ``HOME`` stays, for the us
 configuration where the project has none.
 """
 
-import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
-
-import msgspec
 
 from punie_protocol.errors import Internal, PunieError
 from punie_protocol.interp_codec import encode_request
 from punie_protocol.tool_types import Arguments, Result
 from punie_protocol.tools_checks import RuffCheck, RuffCheckResult, Typecheck, TypecheckResult
 from punie_workers import children, programs
-from punie_workers.halves import Halves
-from punie_workers.held import held
+from punie_workers.halves import Halves, Opened
 from punie_workers.programs import Kinds, Program
 
 TIMEOUT: Final = 60.0
@@ -41,12 +38,14 @@ _RUFF = [
 ]
 _FINDINGS = frozenset({0, 1})
 """Exit statuses of a run that came to its end; any other one is a crash or a bad configuration."""
+_UNREADABLE = 2
+"""The exit status of ty for a bad configuration, and for a file that it cannot read, which is then
+among its findings."""
 
 
-class _Place(msgspec.Struct):
-    """The folder to work in, by descriptor; its path, relative to the root; the name in it."""
+class _Place(Opened):
+    """The folder to work in; its path, relative to the root; the name in it."""
 
-    fd: int
     path: str
     name: str
 
@@ -70,19 +69,19 @@ class Checkers:
                 raise PunieError(Internal(message=f"{type(arguments).__name__} is no checker"))
 
     async def _typecheck(self, wanted: Typecheck) -> TypecheckResult:
-        async with held(self._open(wanted.path), _close) as place:
+        async with self._open(wanted.path) as place:
             root = "/".join(".." for _ in place.path.split("/") if place.path) or "."
             options = [*_TY, f"--project={root}"]
             request = await self._check(TY, options, place, "check_types", wanted.limit)
             return await self._halves.call(request, TypecheckResult)
 
     async def _ruff_check(self, wanted: RuffCheck) -> RuffCheckResult:
-        async with held(self._open(wanted.path), _close) as place:
+        async with self._open(wanted.path) as place:
             request = await self._check(RUFF, _RUFF, place, "check_ruff", wanted.limit)
             return await self._halves.call(request, RuffCheckResult)
 
-    async def _open(self, path: str) -> _Place:
-        return await self._halves.call(encode_request("check_place", {"path": path}), _Place)
+    def _open(self, path: str) -> AbstractAsyncContextManager[_Place]:
+        return self._halves.opened(encode_request("check_place", {"path": path}), _Place)
 
     async def _check(
         self, program: Program, options: list[str], place: _Place, operation: str, limit: int
@@ -90,7 +89,8 @@ class Checkers:
         """Run the program; return the request that has its output read."""
         command = [self._find(program.name), *options, "--", f"./{place.name}"]
         output = await programs.run(program, command, place.fd, _environment())
-        data = programs.check(program, output, _FINDINGS)
+        found = program is TY and output.data.strip()
+        data = programs.check(program, output, _FINDINGS | {_UNREADABLE} if found else _FINDINGS)
         arguments = {"output": data, "code": output.code, "folder": place.path, "limit": limit}
         return encode_request(operation, arguments)
 
@@ -98,7 +98,3 @@ class Checkers:
 def _environment() -> dict[str, str]:
     """Without ``PATH``: there is no program for them to find."""
     return {name: value for name, value in children.environment().items() if name != "PATH"}
-
-
-def _close(place: _Place) -> None:
-    os.close(place.fd)

@@ -6,7 +6,14 @@ from typing import Final
 import msgspec
 import pydantic_monty as monty
 
-from punie_protocol.errors import Internal, InvalidRequest, PunieError, ToolFailed, WireError
+from punie_protocol.errors import (
+    Denied,
+    Internal,
+    InvalidRequest,
+    PunieError,
+    ToolFailed,
+    WireError,
+)
 from punie_workers.code_advice import advice, plain
 from punie_workers.code_checks import rejection
 from punie_workers.code_limits import Limits, too_big, too_many_calls, too_slow
@@ -98,7 +105,12 @@ def _raised(
 def _uncaught(error: WireError, where: str) -> ToolFailed:
     """Return the error of a tool that the program did not catch."""
     kind = error.kind if isinstance(error, ToolFailed) else str(error.__struct_config__.tag)
-    return ToolFailed(kind=kind, message=_one_line(error.message) + where, hint=error.hint)
+    message = _one_line(error.message)
+    if isinstance(error, Denied) and error.hint and where:  # its sentence goes on in the hint
+        message = f"{where.strip(' ()')}: {message}"
+    else:
+        message += where
+    return ToolFailed(kind=kind, message=message, hint=error.hint)
 
 
 def _where(error: monty.MontyRuntimeError | monty.MontySyntaxError) -> str:

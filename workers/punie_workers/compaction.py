@@ -20,9 +20,6 @@ LEFT_OUT: Final = "earlier conversation left out to fit the model's context wind
 SUMMARY_TIMEOUT: Final = 300.0
 """Seconds for a summary; a large context on a small machine takes minutes to read."""
 
-_FAR_TOO_LONG: Final = 2.0
-"""So many times the limit is no error of the estimate."""
-
 _LOST: Final = "(What was said here could not be summed up and is gone.)"
 _HINT: Final = (
     "ask for less at once, start a new session, or use a model with a larger context window"
@@ -39,7 +36,9 @@ class Compactor:
     """Decides what is sent of one conversation, for one model at a time, one call at a time.
 
     `store` makes a compaction durable. The model that uses it sets `summarize` (without one there
-    are no summaries) and `overhead`, the characters that it sends besides the conversation.
+    are no summaries), `overhead`, the characters that it sends besides the conversation, and
+    `is_checked`: whether who gets a conversation refuses one that is too long. Some servers do
+    not, and cut it or fail.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class Compactor:
     ) -> None:
         self.summarize: Summarize | None = None
         self.overhead = 0
+        self.is_checked = True
         self._now = compaction or NOTHING
         self._notice = notice
         self._store = store
@@ -63,7 +63,8 @@ class Compactor:
     ) -> list[ModelMessage]:
         """Return what to send of `messages`. With `overflow`, the refusal of what was returned
         before, it is shorter than that. Raises `overflow` when it is not about length, and its
-        like with a hint when nothing more can be left out; what `store` raises; `LinkClosed`.
+        like with a hint when nothing more can be left out: without `is_checked` also before
+        anything was sent, when it is far too long; what `store` raises; `LinkClosed`.
         Cancelled, nothing is left out but what was stored."""
         layout = Layout(messages)
         if overflow is None:
@@ -74,7 +75,9 @@ class Compactor:
             space = room_after(overflow, layout, self._now, info, self.overhead)
         summary = int(summary_tokens(info) * space.per_token) if self.summarize else 0
         after = plan(layout, self._now, space, info.prompt_style, summary)
-        if layout.size(after) > space.limit * _FAR_TOO_LONG:
+        if layout.size(after) > space.hopeless:
+            if overflow is None and not self.is_checked:
+                raise _too_long(space.estimate(layout.size(after)), info)
             after = self._now  # all that can go would go for nothing, and stay gone
         if layout.size(after) < layout.size(self._now):
             await self._move(layout, info, space, after)
@@ -141,6 +144,15 @@ def _about(number: float) -> int:
     """Return two digits of it: it is an estimate."""
     whole = max(1, round(number))
     return round(whole, 2 - len(str(whole)))
+
+
+def _too_long(tokens: int, info: ModelInfo) -> PunieError:
+    limit = info.context_window
+    message = (
+        f"the last prompt and what belongs to it have about {tokens:,} tokens, the model's window "
+        f"{limit:,}, and nothing more can be left out; nothing was sent"
+    )
+    return PunieError(ContextOverflow(message=message, tokens=tokens, limit=limit, hint=_HINT))
 
 
 def _hopeless(overflow: PunieError) -> PunieError:

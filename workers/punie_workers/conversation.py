@@ -6,7 +6,7 @@ A delta is the JSON of a list of messages, or of one `Compaction` (an object).
 import asyncio
 import itertools
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from pydantic_ai.messages import (
@@ -19,12 +19,14 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from punie_protocol.errors import Internal, MessageTooLarge, PunieError
+from punie_protocol.errors import Internal, MessageTooLarge, PunieError, RemoteError
 from punie_protocol.messages.to_worker import Effect
 from punie_workers.layout import Compaction
 from punie_workers.ledger import SessionLedger, ended
 
 INTERRUPTED = "error: interrupted: the call was stopped"
+MAX_NAMED: Final = 50
+"""Effects of one kind that the model is told by name; a program may have a thousand."""
 
 
 class Conversation:
@@ -70,10 +72,17 @@ class Conversation:
         last = self.messages[-1] if self.messages else None
         return isinstance(last, ModelResponse) and not last.tool_calls and bool(last.text)
 
+    async def begin_turn(self) -> None:
+        """Wait until what a cancelled `append` had begun is over. What the journal refused in the
+        turn before is tried again; what it did not answer stays unknown."""
+        await self._settle()
+        if isinstance(self._broken, RemoteError):
+            self._broken = None
+
     async def append(self, prompt_id: str, messages: Sequence[ModelMessage]) -> None:
         """Make `messages` durable, then part of the history. Raises `PunieError` when they could
-        not be stored; whether they were is then unknown, so every later call raises it too.
-        Once begun it is not undone by cancelling: see `settle`."""
+        not be stored; every later call of this turn raises it too, and for good when whether they
+        were is unknown. Once begun it is not undone by cancelling: see `begin_turn`."""
         data = ModelMessagesTypeAdapter.dump_json(list(messages))
         await self._shielded(self._append(prompt_id, data, messages))
 
@@ -81,13 +90,12 @@ class Conversation:
         """Make a compaction durable; it holds from then on. Raises like `append`."""
         await self._shielded(self._compact(prompt_id, compaction))
 
-    async def settle(self) -> None:
-        """Wait until what a cancelled `append` had begun is over."""
+    async def _settle(self) -> None:
         if self._appending is not None:
             await asyncio.wait([self._appending])
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        await self.settle()
+        await self._settle()
         self._appending = asyncio.create_task(work)
         await asyncio.shield(self._appending)
 
@@ -118,6 +126,8 @@ class Conversation:
     async def begin_effect(self, prompt_id: str, effect: Effect) -> None:
         """Make it durable that `effect` is about to begin. Raises `PunieError`: then it may not.
         Cancelled, it may not either, and whether it was stored does not matter."""
+        if self._broken is not None:
+            raise self._broken
         self._effects[effect.effect_id] = effect
         try:
             await self._ledger.effect_started(prompt_id, len(self._sizes), effect)
@@ -129,9 +139,13 @@ class Conversation:
             raise
 
     async def end_effect(self, effect: Effect, *, ok: bool, summary: str) -> None:
-        """Make it durable how an effect ended. Raises `PunieError`."""
+        """Make it durable how an effect ended. When that fails it has happened all the same: what
+        would come after it, the next effect or `append`, raises why."""
         self._effects[effect.effect_id] = done = ended(effect, ok=ok, summary=summary)
-        await self._ledger.effect_finished(done)
+        try:
+            await self._ledger.effect_finished(done)
+        except PunieError as error:
+            self._broken = error
 
     def drop_effect(self, effect: Effect, *, happened: bool) -> None:
         """Note how an effect ended whose turn was cancelled; does not wait."""
@@ -180,7 +194,14 @@ def _fate(effects: Sequence[Effect]) -> str:
         ("not done", [effect for effect in effects if effect.ok is False]),
         ("outcome unknown, look before you repeat it", [e for e in effects if e.ok is None]),
     )
-    return "; ".join(f"{what}: {', '.join(map(_named, some))}" for what, some in groups if some)
+    return "; ".join(f"{what}: {_listed(some)}" for what, some in groups if some)
+
+
+def _listed(effects: Sequence[Effect]) -> str:
+    """Return the last ones by name: the first of many were done long before."""
+    more = len(effects) - MAX_NAMED
+    names = ", ".join(map(_named, effects[-MAX_NAMED:]))
+    return f"{more} more and {names}" if more > 0 else names
 
 
 def _named(effect: Effect) -> str:

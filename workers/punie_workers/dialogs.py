@@ -12,7 +12,7 @@ from punie_workers.actions import Action
 from punie_workers.display import shown
 from punie_workers.project_settings import Found
 from punie_workers.questions import Content, Option, Question
-from punie_workers.updates import diff_content, kind
+from punie_workers.updates import changes, diff_content, kind
 
 MAX_DIFFS: Final = 8
 """Files of one call whose changes are shown; each side is cut at 64 K characters."""
@@ -33,7 +33,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
 
 def about_call(call: Admission, root: str) -> Question:
     """Return the question whether a call may happen."""
-    diffs = call.action.diffs
+    diffs = changes(call.tool.name, call.action)
     content: list[Content] = [diff_content(diff, root) for diff in diffs[:MAX_DIFFS]]
     if len(diffs) > MAX_DIFFS:
         more = len(diffs) - MAX_DIFFS

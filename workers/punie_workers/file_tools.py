@@ -5,9 +5,7 @@ what the model is to be told. Cancelling a call ends its ripgrep. What ``.gitign
 ``.punieignore`` hide is neither listed nor searched, nor are ``__pycache__`` and ``node_modules``.
 """
 
-import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
@@ -23,13 +21,12 @@ from punie_protocol.tools_files import (
     SearchResult,
 )
 from punie_workers import rg
-from punie_workers.halves import Halves
+from punie_workers.halves import Halves, Opened
 
 
-class Directory(msgspec.Struct):
-    """A folder that the project half opened; the descriptor is the host half's to close."""
+class Directory(Opened):
+    """A folder of the project; its path, relative to the root."""
 
-    fd: int
     path: str
 
 
@@ -70,23 +67,9 @@ class FileTools:
             request = _parse("search", output, folder, wanted.glob, wanted.limit)
             return await self._halves.call(request, SearchResult)
 
-    @asynccontextmanager
-    async def directory(self, path: str) -> AsyncGenerator[Directory]:
+    def directory(self, path: str) -> AbstractAsyncContextManager[Directory]:
         """Yield the folder at `path`, open. Raises `PunieError`."""
-        folder = await self._open(path)
-        try:
-            yield folder
-        finally:
-            os.close(folder.fd)
-
-    async def _open(self, path: str) -> Directory:
-        """Open a folder. The project half cannot be stopped: what comes too late is closed."""
-        request = encode_request("open_directory", {"path": path})
-        return await self._halves.call(request, Directory, unclaimed=_close)
-
-
-def _close(folder: Directory) -> None:
-    os.close(folder.fd)
+        return self._halves.opened(encode_request("open_directory", {"path": path}), Directory)
 
 
 def _parse(operation: str, output: rg.Output, folder: Directory, glob: str, limit: int) -> bytes:

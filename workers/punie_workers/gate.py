@@ -6,8 +6,10 @@ project's own settings count.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
-from punie_protocol.errors import Denied, PunieError
+from punie_protocol.errors import Denied, PunieError, WireError
 from punie_protocol.permissions import (
     Answer,
     Grant,
@@ -25,8 +27,15 @@ from punie_workers.project_settings import Found, ProjectSettings
 from punie_workers.prompts import ProjectParts
 from punie_workers.questions import Questions, Reply
 
+_GONE: Final = (
+    "this project's settings, which you trusted, are gone, and their rules with them; "
+    "if that is right: punie trust --revoke"
+)
+
 type Notice = Callable[[str], None]
 """Shows the user one line."""
+type Asking = Callable[[], AbstractContextManager[None]]
+"""Its context is open while somebody is asked."""
 
 
 class Gate:
@@ -75,32 +84,37 @@ class Gate:
         """Take the session's answers from before."""
         self._grants |= {grant.key: grant.allow for grant in grants}
 
-    async def begin(self, prompt: PromptPermissions, notice: Notice) -> ProjectParts:
+    async def begin(
+        self, prompt: PromptPermissions, notice: Notice, asking: Asking = nullcontext
+    ) -> ProjectParts:
         """Find out, at the start of a turn, whether the project's own settings count, and return
         what the model is told of the project. They hold, as they are now, until the next `begin`.
 
         Settings that are not trusted as they are, are asked about once a session; in a read-only
         prompt or session they are ignored. Raises `PunieError` for trusted ones that cannot be
-        used, and when the answer cannot be stored.
+        used, with `Denied` when others were trusted and nobody says what counts now, and when the
+        answer cannot be stored.
         """
         self._found = None
         found = await self._project.load()
         for problem in found.problems:
             self._say_once(notice, problem)
         if found.digest and not self._project.trusts(found):
-            await self._settle(found, prompt, notice)
+            await self._settle(found, prompt, notice, asking)
+        elif self._project.trusted and not found.digest:
+            self._say_once(notice, _GONE)
         trusted = self._project.trusts(found)
         self._found = found if trusted else None
         return self._project.parts_of(found, trusted=trusted)
 
-    async def admit(self, call: Admission) -> None:
+    async def admit(self, call: Admission, asking: Asking = nullcontext) -> None:
         """Return when `call` may happen; ask when nothing else decides. Raises `PunieError` with
         `Denied`, for the model, when it may not, and what storing an answer raises: then nothing
         may happen either. Cancelled, it has closed its question."""
         decision = self._decide(call)
         if decision.verdict is Verdict.ASK:
-            async with self._asking:  # one dialog after the other, in order
-                decision = await self._ask(call)
+            with asking():
+                decision = await self._ask_in_turn(call)
         if decision.verdict is not Verdict.ALLOW:
             raise _denied(call, decision)
 
@@ -120,6 +134,10 @@ class Gate:
         if found is None or found.digest != self._project.trusted:
             return ProjectPermissions()
         return found.config.permissions
+
+    async def _ask_in_turn(self, call: Admission) -> Decision:
+        async with self._asking:  # one dialog after the other, in order
+            return await self._ask(call)
 
     async def _ask(self, call: Admission) -> Decision:
         """Ask until it is decided: by an answer, or by what changed meanwhile."""
@@ -156,23 +174,34 @@ class Gate:
         await self._store_grant(Grant(key=key, allow=allow))
         self._grants[key] = allow
 
-    async def _settle(self, found: Found, prompt: PromptPermissions, notice: Notice) -> None:
+    async def _settle(
+        self, found: Found, prompt: PromptPermissions, notice: Notice, asking: Asking
+    ) -> None:
         """Say or ask whether settings that are not trusted shall count."""
-        names = " and ".join(found.files)
+        names, is_changed = " and ".join(found.files), bool(self._project.trusted)
+        is_read_only = (prompt.mode or self._mode) is Mode.READ_ONLY
         if found.fault is not None:
+            if is_changed and not is_read_only:
+                raise _spoilt(found.fault)
             self._say_once(notice, f"this project's settings are ignored: {found.fault.message}")
-        elif (prompt.mode or self._mode) is Mode.READ_ONLY:
-            text = f"this project's settings ({names}) are ignored: nobody said to trust them"
-            self._say_once(notice, text)
+        elif is_read_only:
+            changed = "they have changed since you trusted them"
+            why = changed if is_changed else "nobody said to trust them"
+            self._say_once(notice, f"this project's settings ({names}) are ignored: {why}")
         elif found.digest not in self._ignored:
-            async with self._asking:
+            with asking():
                 await self._ask_for_trust(found)
 
     async def _ask_for_trust(self, found: Found) -> None:
-        reply = await self._questions.ask(dialogs.about_settings(self._session_id, found))
+        """Ask. Without an answer, settings that were never trusted are ignored; such as replace
+        trusted ones are not: whoever relies on a rule there has not taken it back."""
+        async with self._asking:
+            reply = await self._questions.ask(dialogs.about_settings(self._session_id, found))
         if reply.option == TrustAnswer.TRUST:
             await self._store_trust(found.digest)
             self._project.trusted = found.digest
+        elif reply.option is None and self._project.trusted:
+            raise _changed(found)
         else:
             self._ignored.add(found.digest)
 
@@ -180,6 +209,26 @@ class Gate:
         if text not in self._told:
             self._told.add(text)
             notice(text)
+
+
+def _changed(found: Found) -> PunieError:
+    names = " and ".join(found.files)
+    return PunieError(
+        Denied(
+            message=f"this project's settings have changed since you trusted them: {names}",
+            hint="look at them, then: punie trust",
+        )
+    )
+
+
+def _spoilt(fault: WireError) -> PunieError:
+    text = "this project's settings have changed since you trusted them, and cannot be used"
+    return PunieError(
+        Denied(
+            message=f"{text}: {fault.message}",
+            hint="mend them, or take the trust back: punie trust --revoke",
+        )
+    )
 
 
 def _denied(call: Admission, decision: Decision) -> PunieError:

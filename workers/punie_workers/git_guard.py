@@ -71,6 +71,7 @@ GUARDS: Final = (
     Guard(_C, "submodule.recurse", "false", "a git in each submodule, by its configuration"),
     Guard(_C, "status.submoduleSummary", "false", "the same"),
     Guard(_C, "diff.submodule", "short", "the same"),
+    Guard(_C, "diff.autoRefreshIndex", "false", "a diff would write the refreshed index"),
     Guard(_C, "diff.orderFile", os.devnull, "names a file anywhere"),
     Guard(_C, "mailmap.file", os.devnull, "names a file anywhere"),
     Guard(_C, "diff.noprefix", "false", "changes the format"),
@@ -91,11 +92,10 @@ GUARDS: Final = (
     Guard(_E, "LC_ALL", "C", "what it complains about is recognised by its words"),
 )
 """Beside these: filter drivers, of any name, are switched off by the names that the configuration
-has (`settings`); `place` fixes the work tree against ``core.worktree``; the index of a diff is a
-copy, as a diff writes it back whatever is said about locks; revisions are resolved to hashes
-first. ``GIT_*`` and ``SSH_*`` of the user are not in the allow-listed environment. Aliases cannot
-stand for the commands we use. The price: a file that a filter rewrites (LFS) counts as modified
-once its times differ from the index."""
+has (`settings`); `place` fixes the work tree against ``core.worktree``; revisions are resolved to
+hashes first. ``GIT_*`` and ``SSH_*`` of the user are not in the allow-listed environment. Aliases
+cannot stand for the commands we use. The price: a file that a filter rewrites (LFS) counts as
+modified once its times differ from the index."""
 
 _FILTER_OFF: Final = {"clean": "", "smudge": "", "process": "", "required": "false"}
 

@@ -4,14 +4,10 @@ They only read, and start nothing that the repository names: see `git_guard`. Th
 folder of the repository; results are of that folder and relative to it.
 """
 
-import os
 import re
-import shutil
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
-
-import msgspec
 
 from punie_protocol.errors import Internal, PunieError
 from punie_protocol.interp_codec import encode_request
@@ -27,8 +23,7 @@ from punie_protocol.tools_git import (
 )
 from punie_workers import git_guard, programs
 from punie_workers.git_guard import Settings, Where
-from punie_workers.halves import Halves
-from punie_workers.held import held
+from punie_workers.halves import Halves, Opened
 from punie_workers.programs import Kinds, Output, Program
 
 TIMEOUT: Final = 30.0
@@ -59,7 +54,8 @@ _LOG = [
     *("--no-color", "--no-decorate", "--no-notes", "--no-patch", "--no-follow"),
 ]
 
-_NO_REPOSITORY = "not a git repository"
+_NO_REPOSITORY = ("not a git repository", "usage: git diff --no-index")
+"""The second is said of a diff outside a repository, whatever its options."""
 _NO_COMMITS = "does not have any commits yet"
 _USELESS = 128
 """Exit status for what git calls fatal."""
@@ -70,19 +66,15 @@ _NEVER = re.compile(r"[:\s\x00-\x1f\x7f\ud800-\udfff]")
 _HASH = re.compile(r"[0-9a-f]{40,64}")
 
 
-class _Place(msgspec.Struct):
+class _Place(Opened):
     """The project in its repository; see the project half's `git_place.place`."""
 
     root: str
     path: str
+    exists: bool
     prefix: str
     up: str
     ceiling: str
-    fd: int
-
-
-class _Copy(msgspec.Struct):
-    folder: str
 
 
 class GitTools:
@@ -109,7 +101,8 @@ class GitTools:
         async with self._repository(wanted.path) as git:
             output = await git.run("status", *git_guard.options(Where.STATUS), *_STATUS, *git.paths)
             arguments = {"prefix": git.place.prefix, "limit": wanted.limit}
-            return await self._parse("git_status", _whole(output), arguments, GitStatusResult)
+            found = await self._parse("git_status", _whole(output), arguments, GitStatusResult)
+            return git.known(found, found.files, wanted.path)
 
     async def _diff(self, wanted: GitDiff) -> GitDiffResult:
         ends, dots = endpoints(wanted.revision)
@@ -123,10 +116,10 @@ class GitTools:
             options.append("--ours")  # a conflict has a patch then, against our side
         async with self._repository(wanted.path) as git:
             options += await git.resolve(ends, dots)
-            async with git.with_index():
-                output = _whole(await git.run("diff", *options, *git.paths))
+            output = _whole(await git.run("diff", *options, *git.paths))
             arguments = {"max_text": MAX_TOOL_OUTPUT}
-            return await self._parse("git_diff", output, arguments, GitDiffResult)
+            found = await self._parse("git_diff", output, arguments, GitDiffResult)
+            return git.known(found, found.files, wanted.path)
 
     async def _log(self, wanted: GitLog) -> GitLogResult:
         ends, dots = endpoints(wanted.revision)
@@ -136,20 +129,20 @@ class GitTools:
             output = await git.run("log", *options, *git.paths)
             if output.code == _USELESS and not ends and _NO_COMMITS in output.errors:
                 return GitLogResult(truncated=False, commits=[])
-            return await self._parse(
-                "git_log", _whole(output), {"limit": wanted.limit}, GitLogResult
-            )
+            arguments = {"limit": wanted.limit}
+            found = await self._parse("git_log", _whole(output), arguments, GitLogResult)
+            return git.known(found, found.commits, wanted.path)
 
     async def _parse[R](
-        self, operation: str, output: Output, arguments: dict[str, object], result: type[R]
+        self, operation: str, output: Output, arguments: Mapping[str, object], result: type[R]
     ) -> R:
-        arguments |= {"output": output.data, "complete": output.complete}
-        return await self._halves.call(encode_request(operation, arguments), result)
+        request = {**arguments, "output": output.data, "complete": output.complete}
+        return await self._halves.call(encode_request(operation, request), result)
 
     @asynccontextmanager
     async def _repository(self, path: str) -> AsyncGenerator[_Git]:
-        opening = self._halves.call(encode_request("git_place", {"path": path}), _Place)
-        async with held(opening, _close) as place:
+        opening = encode_request("git_place", {"path": path})
+        async with self._halves.opened(opening, _Place) as place:
             git = _Git(self._halves, self._find(place.root), place)
             await git.begin()
             yield git
@@ -188,10 +181,18 @@ class _Git:
         no repository."""
         command = [self._executable, *git_guard.options(Where.ALWAYS), *arguments]
         output = await programs.run(GIT, command, self.place.fd, self._environment)
-        if output.code == _USELESS and _NO_REPOSITORY in output.errors:
+        if output.code >= _USELESS and any(words in output.errors for words in _NO_REPOSITORY):
             message = "this project is in no git repository that git can read"
             raise programs.failed("not_a_repository", message)
         return output
+
+    def known[R](self, result: R, entries: Sequence[object], path: str) -> R:
+        """Return the result. Raises `PunieError` when it has no entries because there is no such
+        path, now or in what git knows: a name with a mistake in it is not clean."""
+        if entries or self.place.exists:
+            return result
+        message = f"no file or folder '{path}' in this project, and git knows of none"
+        raise programs.failed("not_found", message)
 
     async def resolve(self, ends: Sequence[str], dots: str) -> list[str]:
         """Return the revision made of the hashes of its ends: no text of the model's is left in
@@ -206,19 +207,6 @@ class _Git:
             hint = "name a commit, branch, tag or range; git_log lists commits"
             raise programs.failed("unknown_revision", message, hint)
         return [dots.join(hashes)]
-
-    @asynccontextmanager
-    async def with_index(self) -> AsyncGenerator[None]:
-        """Have git use a copy of the index: a diff refreshes it and writes it back."""
-        found = await self.run("rev-parse", "--git-path", "index")
-        path = os.fsdecode(programs.check(GIT, found).rstrip(b"\n"))
-        copying = self._halves.call(encode_request("git_copy_index", {"path": path}), _Copy)
-        async with held(copying, _remove) as copy:
-            self._environment["GIT_INDEX_FILE"] = f"{copy.folder}/index"
-            try:
-                yield
-            finally:
-                del self._environment["GIT_INDEX_FILE"]
 
 
 def endpoints(revision: str) -> tuple[list[str], str]:
@@ -241,11 +229,3 @@ def _whole(output: Output) -> Output:
     if output.complete:
         programs.check(GIT, output)
     return output
-
-
-def _close(place: _Place) -> None:
-    os.close(place.fd)
-
-
-def _remove(copy: _Copy) -> None:
-    shutil.rmtree(copy.folder)

@@ -2,8 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
+
+import msgspec
 
 from punie_protocol.errors import Internal, PunieError
 from punie_workers.half_calls import Deed
@@ -13,6 +17,12 @@ MAX_ABANDONED: Final = 3
 """Threads that a worker process bears to lose: each may burn a core until the process ends."""
 
 _log = logging.getLogger(__name__)
+
+
+class Opened(msgspec.Struct):
+    """What the project half opened; the descriptor is the host half's to close."""
+
+    fd: int
 
 
 class Abandoned:
@@ -65,6 +75,16 @@ class Halves:
                 await self._replace()
         return await self._half.call(request, result, deadline, deed=deed, unclaimed=unclaimed)
 
+    @asynccontextmanager
+    async def opened[R: Opened](self, request: bytes, result: type[R]) -> AsyncGenerator[R]:
+        """Yield what the call of `request` opened; afterwards, and when it comes too late for
+        anybody, it is closed."""
+        found = await self.call(request, result, unclaimed=_close)
+        try:
+            yield found
+        finally:
+            _close(found)
+
     def stop(self) -> None:
         """End the half as `ProjectHalf.stop` does."""
         self._half.stop()
@@ -83,3 +103,7 @@ class Halves:
             return
         old.stop()
         self._half = new
+
+
+def _close(opened: Opened) -> None:
+    os.close(opened.fd)

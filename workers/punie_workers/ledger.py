@@ -63,7 +63,8 @@ class Ledger:
                 error = await stored
         except TimeoutError:
             text = f"the journal did not answer within {STORE_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=STORE_TIMEOUT)) from None
+            error = TimedOut(message=text, hint="see: punie logs", limit_s=STORE_TIMEOUT)
+            raise PunieError(error) from None
         finally:
             self._waiting.pop(request_id, None)
         if error is not None:

@@ -147,7 +147,7 @@ class TurnLimits:
         return _too_many(f"the turn took {self._max_requests} requests to the model")
 
     def tool_call(self) -> TurnStopped | None:
-        """A tool is about to run, called directly or from a program."""
+        """A tool is about to run that the model called by itself, not from a program."""
         self._calls += 1
         if self._calls <= self._max_calls:
             return None

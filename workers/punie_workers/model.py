@@ -51,6 +51,8 @@ class PunieModel(Model):
     pass is tried again a few times as long as nothing was streamed.
     """
 
+    where: Final = "model host"
+
     def __init__(
         self,
         client: ModelClient,
@@ -135,7 +137,8 @@ class PunieModel(Model):
             except RemoteError as error:
                 if error.error.retry is Retry.NEVER:
                     raise
-            await asyncio.sleep(delay)
+            with self.totals.queueing():
+                await asyncio.sleep(delay)
         return await self._open(request)
 
     async def _open(self, request: Generate) -> Answer:

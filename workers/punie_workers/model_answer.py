@@ -25,9 +25,9 @@ from punie_workers.totals import ModelTotals
 
 
 class Answer:
-    """Iterate it once. Its failures raise as those of `Generation`, and are added to `totals`;
-    its end is for who iterates to add. `cancel` may be called at any time. `begun` is the
-    `time.perf_counter` reading when it was asked for."""
+    """Iterate it once. Its failures raise as those of `Generation`, and are added to `totals`, as
+    is one that is cancelled before its end; its end is for who iterates to add. `cancel` may be
+    called at any time. `begun` is the `time.perf_counter` reading when it was asked for."""
 
     def __init__(self, generation: Generation, totals: ModelTotals, begun: float) -> None:
         self.begun = begun
@@ -35,13 +35,20 @@ class Answer:
         self._totals = totals
         self._events = aiter(generation)
         self._first: StepEvent | None = None
+        self._first_at: float | None = None
+        self._over = False
 
     @classmethod
     async def open(cls, client: ModelClient, request: Generate, totals: ModelTotals) -> Self:
         """Return the answer to `request` when its first words are there, so that until then
         nothing was seen of it. Raises `PunieError`."""
         begun = time.perf_counter()
-        answer = cls(await client.generate(request), totals, begun)
+        try:
+            generation = await client.generate(request)
+        except BaseException:
+            totals.add_unsent(begun)
+            raise
+        answer = cls(generation, totals, begun)
         try:
             answer._first = await answer._next()
         except BaseException:
@@ -52,6 +59,7 @@ class Answer:
     def cancel(self) -> None:
         """Tell the host to stop."""
         self._generation.cancel()
+        self._fail()
 
     async def __aiter__(self) -> AsyncIterator[StepEvent]:
         event, self._first = self._first, None
@@ -63,11 +71,22 @@ class Answer:
         try:
             async for event in self._events:
                 if not isinstance(event, PrefillProgress):
+                    self._came(event)
                     return event
         except PunieError:
-            self._totals.add_failed(self._generation.spent, self.begun)
+            self._fail()
             raise
         return None
+
+    def _came(self, event: StepEvent) -> None:
+        if self._first_at is None:
+            self._first_at = time.perf_counter()
+        self._over = self._over or isinstance(event, Finished)
+
+    def _fail(self) -> None:
+        if not self._over:
+            self._over = True
+            self._totals.add_failed(self._generation.spent, self.begun, self._first_at)
 
 
 @dataclass

@@ -1,17 +1,20 @@
 """Runs a program of ours in a folder given by descriptor, and sees to its end.
 
 The one place where it is decided what a program that is missing, hangs, crashes or prints too
-much means. It gets an allow-listed environment, no input, and a process group of its own, which
-is killed when the answer is there, at the deadline, or when the caller is cancelled.
+much means. It gets an allow-listed environment, no input, on Linux bounded memory, and a process
+group of its own, which is killed when the answer is there, at the deadline, or when the caller is
+cancelled.
 """
 
 import asyncio
 import errno
 import os
+import re
 import signal
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +26,14 @@ from punie_workers import children
 MAX_ERRORS: Final = 64 * 1024
 """Bytes of the error stream that are kept; the rest is read and dropped."""
 
+MAX_MEMORY: Final = 4 * 1024**3
+"""Bytes that it may allocate: a link to ``/dev/zero`` is a file without an end."""
+
 _CHUNK = 256 * 1024
 _REASON_LINES = 6
 _REASON_WIDTH = 300
+_QUOTED = re.compile(r"^\s*(\d+\s*\|.*|\|\s*\^*)")
+"""A line of a file, as a complaint about it quotes it: the file may be any on this machine."""
 
 
 class Kinds(msgspec.Struct, frozen=True):
@@ -109,7 +117,8 @@ def ending(output: Output) -> str:
         how = f"was ended by {_signal(-output.code)}"
     else:
         how = f"failed with status {output.code}"
-    lines = [line.rstrip()[:_REASON_WIDTH] for line in output.errors.splitlines() if line.strip()]
+    said = [_QUOTED.sub("", line).rstrip() for line in output.errors.splitlines()]
+    lines = [line[:_REASON_WIDTH] for line in said if line]
     return "\n".join([f"{how}:", *lines[:_REASON_LINES]]) if lines else how
 
 
@@ -127,7 +136,7 @@ async def _start(
     environment: Mapping[str, str] | None,
 ) -> asyncio.subprocess.Process:
     try:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
             cwd=_path(folder),
             env=children.environment() if environment is None else environment,
@@ -143,6 +152,18 @@ async def _start(
         kind = kinds.missing if absent or error.errno == errno.ENOEXEC else kinds.failed
         message = f"{program.name} cannot be started: {error.strerror or type(error).__name__}"
         raise failed(kind, message) from None
+    _bound_memory(process.pid)
+    return process
+
+
+def _bound_memory(pid: int) -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(ProcessLookupError, ValueError):  # it has ended; less is allowed already
+        resource.prlimit(pid, resource.RLIMIT_DATA, (MAX_MEMORY, most))
 
 
 def _path(fd: int) -> str:

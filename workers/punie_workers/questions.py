@@ -137,7 +137,7 @@ def _reply(envelope: Envelope, question: Question) -> Reply:
                 return Reply(option=id)
             return Reply(reason=f"the client's answer '{id[:80]}' was not among the options")
         case _:
-            return Reply(reason="the question was dismissed")
+            return Reply(reason="nobody allowed it: the question was dismissed")
 
 
 def _why(envelope: Envelope) -> str:

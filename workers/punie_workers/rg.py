@@ -30,6 +30,8 @@ _RIPGREP = Program(
     timeout=TIMEOUT,
     limit=MAX_OUTPUT,
 )
+_ONE_LINE = "a search looks at one line at a time; read_file shows the lines around a match"
+_NO_FOLDER = "failed to get current working directory"
 _ANSWERS = frozenset({0, 1, 2})
 """Matches, none, and an error: of the pattern when ripgrep says so, else of single files."""
 
@@ -66,6 +68,8 @@ def _parents(at_root: bool) -> list[str]:
 
 async def _run(arguments: list[str], fd: int) -> Output:
     output = await programs.run(_RIPGREP, [programs.bundled("rg"), *arguments], fd)
+    if output.complete and output.code == 2 and _NO_FOLDER in output.errors:
+        raise PunieError(ToolFailed(kind="not_found", message="the folder was deleted meanwhile"))
     if output.complete and output.code == 2 and output.errors.strip():
         error = ToolFailed(kind="invalid_pattern", message=_reason(output.errors))
         raise PunieError(error)
@@ -80,4 +84,5 @@ def _reason(errors: str) -> str:
     for line in lines:
         if line.startswith("error: "):
             return f"regex parse error: {line.removeprefix('error: ')}"
-    return lines[0].removeprefix("rg: ")
+    reason = lines[0].removeprefix("rg: ")
+    return f"{reason}: {_ONE_LINE}" if "not allowed" in reason else reason

@@ -23,17 +23,28 @@ _GUESS: Final = {PromptStyle.TOOLS: 3.6, PromptStyle.LEARNED: 8.0}
 """Characters per token before anything was observed. For LEARNED it is more than any text has:
 such a model's host counts exactly, and refuses what is too long."""
 _LEAST, _MOST = 1.0, 8.0
+_FAR_ABOVE_WINDOW: Final = 1.5
+_FAR_ABOVE_LIMIT: Final = 2.0
+"""So many times is no error of the estimate. What the model's answer needs is not part of it: the
+instructions may take most of a small window, so that little is left for a conversation."""
 
 
 class Room(msgspec.Struct, frozen=True):
     """Characters that a view may have: above `trigger` it is shortened to `goal`, or at least to
-    `enough`; above `limit` it does not fit. `per_token` is how many a token has."""
+    `enough`; above `limit` it does not fit, and above `hopeless` that is no error of the estimate.
+    `per_token` is how many a token has; at `limit` there are `tokens`, the overhead with them."""
 
     trigger: float
     enough: float
     goal: float
     limit: float
+    hopeless: float
     per_token: float
+    tokens: int
+
+    def estimate(self, characters: int) -> int:
+        """Return about how many tokens a view of so many characters has, with its overhead."""
+        return round(self.tokens + (characters - self.limit) / self.per_token)
 
 
 def room(layout: Layout, now: Compaction, info: ModelInfo, overhead: int) -> Room:
@@ -41,7 +52,8 @@ def room(layout: Layout, now: Compaction, info: ModelInfo, overhead: int) -> Roo
     per_token, used = _used(layout, now, info, overhead)
     window = info.context_window
     tokens = window - min(info.max_output_tokens, window // 4)
-    return _room(layout.size(now), used, tokens, per_token, info)
+    far = _FAR_ABOVE_WINDOW * window / tokens
+    return _room(layout.size(now), used, tokens, per_token, info.prompt_style, far)
 
 
 def room_after(
@@ -57,21 +69,24 @@ def room_after(
     if not 0 < limit < actual:
         actual, limit = info.context_window * 5 // 4, info.context_window
     characters = layout.size(now)
-    return _room(characters, actual, limit, (characters + overhead) / actual, info)
+    per_token = (characters + overhead) / actual
+    return _room(characters, actual, limit, per_token, info.prompt_style, _FAR_ABOVE_LIMIT)
 
 
-def _room(characters: int, used: float, tokens: int, per_token: float, info: ModelInfo) -> Room:
+def _room(
+    characters: int, used: float, tokens: int, per_token: float, style: PromptStyle, far: float
+) -> Room:
     def at(share: float) -> float:
         return characters + (share * tokens - used) * per_token
 
-    match info.prompt_style:
+    match style:
         case PromptStyle.TOOLS:
             goal, enough = GOAL, ENOUGH
         case PromptStyle.LEARNED:  # a small window: what fits is worth more than the cache
             goal = enough = TRIGGER
         case _:
-            assert_never(info.prompt_style)
-    return Room(at(TRIGGER), at(enough), at(goal), at(1.0), per_token)
+            assert_never(style)
+    return Room(at(TRIGGER), at(enough), at(goal), at(1.0), at(far), per_token, tokens)
 
 
 def _used(layout: Layout, now: Compaction, info: ModelInfo, overhead: int) -> tuple[float, float]:

@@ -59,5 +59,5 @@ class ServerStream(OpenAIStreamedResponse):
 
     def _problem(self, error: Exception) -> PunieError:
         if type(error) is ModelAPIError and not error.in_stream:  # no finish reason: see `PROFILE`
-            return LinkClosed(error.message)
+            return LinkClosed(f"{self.provider_url}: {error.message}")
         return self.typed(error)

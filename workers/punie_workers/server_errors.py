@@ -21,7 +21,6 @@ from pydantic_ai.exceptions import (
 from punie_protocol.backends import Backend
 from punie_protocol.errors import (
     ContextOverflow,
-    Denied,
     InvalidRequest,
     LinkClosed,
     ModelFault,
@@ -133,7 +132,7 @@ def _api_error(error: ModelAPIError, backend: Backend, window: int) -> WireError
     match error:
         case ModelQuotaExceededError():
             message = f"the account at the model server {backend.url} is used up: {text}"
-            return Denied(message=message)
+            return ModelFault(message=message)
         case _ if isinstance(error, ModelContextWindowExceededError) or is_context_overflow(text):
             return overflow(text, backend, window)
         case ModelHTTPError(status_code=code):
@@ -149,7 +148,7 @@ def _by_status(
     at = f"the model server {backend.url}"
     match code:
         case 401 | 403:
-            return Denied(message=f"{at} refuses the key: {text}", hint=_KEY_HINT)
+            return ModelFault(message=f"{at} refuses the key: {text}", hint=_KEY_HINT)
         case 404:
             hint = "check the address; it ends in /v1 for most servers"
             return NotFound(message=f"{at} has no such thing: {text}", hint=hint, what="model")

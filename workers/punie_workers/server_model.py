@@ -64,6 +64,8 @@ class ServerModel(OpenAIChatModel):
     closes the connection, which tells the server to stop.
     """
 
+    where: Final = "model server"
+
     def __init__(
         self,
         client: httpx2.AsyncClient,
@@ -83,6 +85,7 @@ class ServerModel(OpenAIChatModel):
         self._compactor = compactor
         compactor.summarize = self._summarize
         compactor.overhead = overhead(instructions)
+        compactor.is_checked = False
         self._tools = [definition(tool) for tool in instructions.tools]
         self._headers: dict[str, Any] = {} if backend.key else {"Authorization": Omit()}
         self._met = False
@@ -161,7 +164,8 @@ class ServerModel(OpenAIChatModel):
             except PunieError as error:
                 if not self._is_passing(error):
                     raise
-            await asyncio.sleep(delay)
+            with self.totals.queueing():
+                await asyncio.sleep(delay)
         return await self._begin(stack, sent, parameters)
 
     def _is_passing(self, error: PunieError) -> bool:
@@ -204,6 +208,7 @@ class ServerModel(OpenAIChatModel):
     ) -> StreamedResponse:
         """Return an answer of `most` tokens that has begun; `stack` closes it."""
         step = ServerStep(self.totals, aside=aside)
+        stack.callback(step.fail, RequestUsage())
         settings = ModelSettings(max_tokens=most, extra_headers=self._headers)
         request = super().request_stream(messages, settings, parameters)
         try:

@@ -25,6 +25,7 @@ class ServerStep:
         self._aside = aside
         self._begun = time.perf_counter()
         self._first: float | None = None
+        self._over = False
 
     def token(self) -> None:
         """Note that something came."""
@@ -35,6 +36,7 @@ class ServerStep:
 
     def finish(self, usage: RequestUsage, reason: FinishReason | None) -> None:
         """Add what it took to the turn's totals."""
+        self._over = True
         now = time.perf_counter()
         first = now if self._first is None else self._first
         prefill, decode = _ms(first - self._begun), _ms(now - first)
@@ -48,8 +50,10 @@ class ServerStep:
         add(finished, self._begun)
 
     def fail(self, usage: RequestUsage) -> None:
-        """Add what a failed one took."""
-        self._totals.add_failed(_usage(usage), self._begun)
+        """Add what one took that failed or was cancelled; nothing when it has ended before."""
+        if not self._over:
+            self._over = True
+            self._totals.add_failed(_usage(usage), self._begun, self._first)
 
 
 def _usage(usage: RequestUsage) -> Usage:

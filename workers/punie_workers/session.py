@@ -183,6 +183,7 @@ class _Run:
             attempt=resume.attempt if resume else 0,
         )
         self._clock = ToolClock(project.isolation, self._started)
+        self._connecting = ModelTotals()
         self._model: TurnModel | None = None
         self._turn: Turn | None = None
 
@@ -190,9 +191,9 @@ class _Run:
         session, prompt = self._session, self._prompt
         session._services.code.prepare()  # while the model reads the prompt
         permissions = prompt.meta.permissions or PromptPermissions()
-        info = await session._services.models.info(prompt.meta.backend)
-        with self._clock.asking():
-            parts = await session.gate.begin(permissions, self.updates.notice)
+        with self._connecting.queueing():
+            info = await session._services.models.info(prompt.meta.backend)
+        parts = await session.gate.begin(permissions, self.updates.notice, self._clock.asking)
         self._model = self._open_model(info, parts)
         tools = TurnTools(
             session.project.tools,
@@ -289,7 +290,7 @@ class _Run:
         waited = routed + (self._started - self._prompt.received) * 1000
         total = routed + (now - self._prompt.received) * 1000
         totals = self._model.totals if self._model else ModelTotals()
-        queue = waited + totals.queue
+        queue = waited + self._connecting.queue + totals.queue
         first = totals.first_token
         tools, asked = self._clock.tools * 1000, self._clock.waiting * 1000
         return Timings(

@@ -93,7 +93,7 @@ class _Listing(msgspec.Struct):
 
 
 class _Lost(Exception):
-    """The project half does not know the listing: it is another one."""
+    """The project half does not know the listing: it is another one, or the folder is."""
 
 
 class SymbolTools:
@@ -146,6 +146,7 @@ class SymbolTools:
                 return await self._search(wanted, place)
             except _Lost:
                 self._project = None
+                self._watch.restart()
         message = f"the index of '{wanted.path}' was lost {_TRIES} times"
         raise PunieError(Internal(message=message, hint="try again"))
 

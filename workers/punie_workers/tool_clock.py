@@ -16,6 +16,7 @@ class ToolClock:
         self.tools = 0.0
         self.waiting = 0.0
         self.count = 0
+        self._begun = 0
         self._timings: list[ToolTiming] = []
         self._isolation: Isolation = isolation
         self._started = started
@@ -34,13 +35,15 @@ class ToolClock:
     ) -> Generator[ToolCallClock]:
         """Count one call while the context is open."""
         one = ToolCallClock(self, call_id, tool, parent)
+        is_kept = self._begun < MAX_TURN_CALLS  # a program begins before its calls and ends last
+        self._begun += 1
         self._move(running=1)
         try:
             yield one
         finally:
             self._move(running=-1)
             self.count += 1
-            if len(self._timings) < MAX_TURN_CALLS:
+            if is_kept:
                 self._timings.append(one.timing(self._started, self._isolation))
 
     @contextmanager

@@ -2,17 +2,33 @@
 
 from typing import Any
 
+import msgspec
 from pydantic_ai import RunContext
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
-from pydantic_core import SchemaValidator, core_schema
 
 from punie_protocol.tool_types import Permission
 from punie_protocol.tool_views import parameters_schema
 from punie_protocol.tools import TOOLS
 from punie_workers.turn_tools import TurnTools
 
-_ANY = SchemaValidator(core_schema.any_schema())
+
+class _Unchecked:
+    """Takes arguments as the model wrote them: what is wrong with them, `TurnTools` tells it."""
+
+    def validate_json(self, input: str | bytes | bytearray, **_: Any) -> Any:
+        """Return what the JSON says; text that is none as it is."""
+        try:
+            return msgspec.json.decode(input)
+        except ValueError:
+            return input
+
+    def validate_python(self, input: Any, **_: Any) -> Any:
+        """Return it as it is."""
+        return input
+
+
+_UNCHECKED = _Unchecked()
 _DEFINITIONS = [
     ToolDefinition(
         name=tool.name,
@@ -34,7 +50,7 @@ class PunieToolset(AbstractToolset[TurnTools]):
     async def get_tools(self, ctx: RunContext[TurnTools]) -> dict[str, ToolsetTool[TurnTools]]:
         return {
             definition.name: ToolsetTool(
-                toolset=self, tool_def=definition, max_retries=3, args_validator=_ANY
+                toolset=self, tool_def=definition, max_retries=3, args_validator=_UNCHECKED
             )
             for definition in _DEFINITIONS
         }
@@ -42,7 +58,7 @@ class PunieToolset(AbstractToolset[TurnTools]):
     async def call_tool(
         self,
         name: str,
-        tool_args: dict[str, Any],
+        tool_args: Any,
         ctx: RunContext[TurnTools],
         tool: ToolsetTool[TurnTools],
     ) -> Any:

@@ -1,13 +1,13 @@
 """What the steps of one turn took."""
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import msgspec
 
 from punie_protocol.messages.common import ModelTiming, Usage
 from punie_protocol.messages.to_model_client import Finished, StepTimings, StopReason
-
-_NO_TIME = StepTimings(queue=0.0, prefill=0.0, decode=0.0)
 
 
 class ModelTotals(msgspec.Struct):
@@ -33,9 +33,27 @@ class ModelTotals(msgspec.Struct):
         """Take the end of a request that is no step of the turn's own."""
         self._add(finished.usage, finished.timings, begun)
 
-    def add_failed(self, usage: Usage, begun: float) -> None:
-        """Take the end of a step that failed."""
-        self._add(usage, _NO_TIME, begun)
+    def add_failed(self, usage: Usage, begun: float, first: float | None = None) -> None:
+        """Take the end of a step that failed or was cancelled. What it took was spent on waiting
+        for the model: `prefill` until the reading `first`, when something came, `decode` since."""
+        now = time.perf_counter()
+        until = now if first is None else first
+        timings = StepTimings(queue=0.0, prefill=_ms(until - begun), decode=_ms(now - until))
+        self._add(usage, timings, begun)
+
+    def add_unsent(self, begun: float) -> None:
+        """Take a step whose request never reached the model: it waited for a connection."""
+        queue = _ms(time.perf_counter() - begun)
+        self._add(Usage(), StepTimings(queue=queue, prefill=0.0, decode=0.0), begun)
+
+    @contextmanager
+    def queueing(self) -> Generator[None]:
+        """Count as `queue`, of no step, while the context is open."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.queue += _ms(time.perf_counter() - begun)
 
     def _add(self, usage: Usage, timings: StepTimings, begun: float) -> None:
         self.usage += usage

@@ -5,11 +5,13 @@ model host goes away in the middle of a step, the step is repeated from what is 
 process does, another one takes the turn up there (`Resume`).
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import msgspec
 from pydantic_ai import Agent, ModelRetry, RunContext
-from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic_ai.exceptions import ToolRetryError, UnexpectedModelBehavior
 from pydantic_ai.messages import (
     FunctionToolCallEvent,
     ModelMessage,
@@ -21,6 +23,7 @@ from pydantic_ai.messages import (
     TextPartDelta,
     ThinkingPart,
     ThinkingPartDelta,
+    ToolCallPart,
     UserPromptPart,
 )
 from pydantic_ai.usage import UsageLimits
@@ -44,6 +47,8 @@ MAX_REPEATS: Final = 3
 _NO_LIMIT: Final = UsageLimits(request_limit=None)
 """Ours are `TurnLimits`: they say why, and count what a resumed turn used before."""
 
+_NOTHING: Final = ModelFault(message="the model answered with nothing, twice")
+
 _agent: Agent[TurnTools, str] = Agent(
     output_type=str,
     deps_type=TurnTools,
@@ -57,12 +62,11 @@ _agent: Agent[TurnTools, str] = Agent(
 def _acceptable(ctx: RunContext[TurnTools], text: str) -> str:
     """Send a useless answer back once, with the reason; the second is what it is."""
     problem = answer_problem(text, check_fences=ctx.deps.check_fences)
-    if problem is None or ctx.deps.corrected:
-        if not text.strip():
-            raise PunieError(ModelFault(message="the model answered with nothing, twice"))
-        return text
-    ctx.deps.corrected = True
-    raise ModelRetry(problem)
+    if problem is not None and ctx.retry == 0:
+        raise ModelRetry(problem)
+    if not text.strip():
+        raise PunieError(_NOTHING)
+    return text
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -98,7 +102,7 @@ class Turn:
 
     async def run(self) -> Outcome:
         """Run the turn. Raises `PunieError`; what was durable by then stays in the history."""
-        await self._conversation.settle()
+        await self._conversation.begin_turn()
         if self._asked and self._conversation.is_answered:
             return Outcome("end_turn")
         if repairs := self._conversation.repairs():
@@ -109,7 +113,9 @@ class Turn:
             await self.keep_partial()
             return self._stopped(stop)
         except UnexpectedModelBehavior as error:
-            raise PunieError(ModelFault(message=f"the model's answer: {error}")) from None
+            nothing = isinstance(error.__cause__, ToolRetryError)  # sent back by pydantic-ai
+            fault = ModelFault(message=f"the model's answer: {error}")
+            raise PunieError(_NOTHING if nothing else fault) from None
 
     async def keep_partial(self) -> None:
         """Keep what a stopped turn had answered so far; nothing when it had not begun to."""
@@ -127,11 +133,9 @@ class Turn:
                 return await self._attempt()
             except LinkClosed as lost:
                 if repeat == MAX_REPEATS:
-                    raise _host_lost(lost) from None
+                    raise _lost(self._model, lost) from None
                 self._partial = ""
                 self._updates.supersede()
-            except UsageLimitExceeded as error:
-                raise TurnStopped("max_turn_requests", str(error)) from None
         raise AssertionError
 
     def _stopped(self, stop: TurnStopped) -> Outcome:
@@ -149,8 +153,6 @@ class Turn:
             node: Any = run.next_node
             while not isinstance(node, End):
                 node = await self._step(run, node)
-        if self._model.totals.stop_reason is StopReason.LENGTH:
-            return Outcome("max_tokens", "the answer reached the model's limit of tokens")
         return Outcome("end_turn")
 
     async def _step(self, run: Any, node: Any) -> Any:
@@ -178,10 +180,17 @@ class Turn:
         await self._updates.end_block()
         following = await run.next(node)
         if Agent.is_call_tools_node(following):
+            _tell_apart(following.model_response.tool_calls)
             await self._keep(node.request, following.model_response)
+            self._check_length(following.model_response)
         if stop := self._tools.limits.tokens(self._model.totals.usage.output_tokens):
             raise stop
         return following
+
+    def _check_length(self, response: ModelResponse) -> None:
+        """An answer that was cut is not judged, nor asked for again: it would be cut again."""
+        if self._model.totals.stop_reason is StopReason.LENGTH and not response.tool_calls:
+            raise TurnStopped("max_tokens", "the answer reached the model's limit of tokens")
 
     async def _keep(self, request: ModelRequest, response: ModelResponse) -> None:
         """Store a response, with the prompt before it when that is not yet in the history."""
@@ -223,10 +232,19 @@ class Turn:
                 pass
 
 
+def _lost(model: TurnModel, lost: LinkClosed) -> PunieError:
+    message = f"the {model.where} was lost {MAX_REPEATS + 1} times in this turn: {lost.reason}"
+    return PunieError(ProcessLost(message=message, process=model.where.replace(" ", "-"), pid=0))
+
+
+def _tell_apart(calls: Sequence[ToolCallPart]) -> None:
+    """Give each call an id of its own: there are servers that give them all the same."""
+    seen = set[str]()
+    for call in calls:
+        if call.tool_call_id in seen:
+            call.tool_call_id = f"call_{uuid4().hex}"
+        seen.add(call.tool_call_id)
+
+
 def _prompt(text: str) -> ModelRequest:
     return ModelRequest(parts=[UserPromptPart(text)])
-
-
-def _host_lost(lost: LinkClosed) -> PunieError:
-    message = f"the model host was lost {MAX_REPEATS + 1} times in this turn: {lost.reason}"
-    return PunieError(ProcessLost(message=message, process="model-host", pid=0))

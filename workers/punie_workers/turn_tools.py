@@ -43,7 +43,7 @@ _CHARACTERS_PER_TOKEN: Final = 2
 
 
 class TurnTools:
-    """Runs what the model calls. `corrected` says that an answer was sent back already."""
+    """Runs what the model calls."""
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class TurnTools:
         self.clock = clock
         self.limits = limits
         self.check_fences = info.check_fences
-        self.corrected = False
         self._project = project
         self._code = code
         self._gate = gate
@@ -77,8 +76,9 @@ class TurnTools:
         self._history = CallHistory()
         self._effects = asyncio.Lock()
 
-    async def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """Run a call of the model and return what it reads. Raises `TurnStopped` when the turn
+    async def call(self, name: str, arguments: Any) -> str:
+        """Run a call of the model and return what it reads. `arguments` are what it wrote, parsed
+        if they are JSON: objects or not. Raises `TurnStopped` when the turn
         may not go on: too many calls, wrong ones, or the same one again and again."""
         tool = TOOLS[name]
         try:
@@ -92,13 +92,13 @@ class TurnTools:
             told = self._cut(_told(await self._run(tool, checked, None)))
         except PunieError as error:
             told = self._cut(f"error: {error_text(error.error)}")
-        return self._remember(tool, arguments, told)
+        return self._remember(tool, checked, told)
 
     def unknown(self, name: str) -> None:
         """Count a call of a tool that does not exist. Raises `TurnStopped`."""
         self._stop_if(self.limits.wrong_call(name, f"there is no tool '{name[:100]}'"))
 
-    def _remember(self, tool: Tool, arguments: dict[str, Any], told: str) -> str:
+    def _remember(self, tool: Tool, arguments: Arguments, told: str) -> str:
         """Return `told`, with a note when the model goes round in circles."""
         note = self._history.add(tool.name, msgspec.json.encode(arguments).decode(), told)
         if self._history.stuck:
@@ -139,8 +139,6 @@ class TurnTools:
                     assert_never(tool.permission)
         except PunieError as error:
             return error
-        except TurnStopped:
-            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the model is told
             _log.exception("%s failed", tool.name)
             message = f"{tool.name}: {type(error).__name__}: {error}"
@@ -162,8 +160,8 @@ class TurnTools:
         async with self._effects:
             action = await self._project.prepare(arguments)
             await self._updates.tool_prepared(call, action)
-            with call.asking():
-                await self._gate.admit(self._admission(tool, arguments, action, call))
+            admission = self._admission(tool, arguments, action, call)
+            await self._gate.admit(admission, call.asking)
             result = await self._do(tool, arguments, action, call)
         self._history.reset()
         return result
@@ -197,17 +195,18 @@ class TurnTools:
         except asyncio.CancelledError:
             self._conversation.drop_effect(effect, happened=action.happened())
             raise
-        except PunieError as error:
-            text = error_text(error.error)
+        except Exception as error:
+            text = error_text(error.error) if isinstance(error, PunieError) else repr(error)
             await self._conversation.end_effect(effect, ok=action.happened(), summary=text)
             raise
         await self._conversation.end_effect(effect, ok=True, summary=_summary(result))
         return result
 
-    async def _show_wrong(self, tool: Tool, arguments: dict[str, Any], text: str) -> None:
+    async def _show_wrong(self, tool: Tool, arguments: Any, text: str) -> None:
+        given = arguments if isinstance(arguments, dict) else {"arguments": arguments}
         with self.clock.call(self._next_id(), tool.name, None) as call:
             call.outcome = Outcome.FAILED
-            await self._updates.tool_started(call, tool, arguments)
+            await self._updates.tool_started(call, tool, given)
             await self._updates.tool_finished(call, f"error: {text}")
 
     def _stop_if(self, stop: TurnStopped | None) -> None:

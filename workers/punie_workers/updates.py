@@ -25,12 +25,13 @@ type Update = (
     | schema.ToolCallProgress
 )
 
+_MOVE: Final = "move_file"
 _KINDS: Final[dict[str, schema.ToolKind]] = {
     "list_files": "search",
     "search": "search",
     "symbols": "search",
     "delete_file": "delete",
-    "move_file": "move",
+    _MOVE: "move",
     "execute_code": "execute",
 }
 _BY_PERMISSION: Final[dict[Permission, schema.ToolKind]] = {
@@ -67,6 +68,7 @@ class Updates:
         self._attempt = attempt
         self._coalescer = Coalescer()
         self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None
         self._message = 0
 
     async def text(self, kind: BlockKind, text: str) -> None:
@@ -117,7 +119,7 @@ class Updates:
         progress = schema.ToolCallProgress(
             session_update="tool_call_update",
             tool_call_id=call.id,
-            content=[diff_content(diff, self._root) for diff in action.diffs] or None,
+            content=[diff_content(diff, self._root) for diff in changes(call.tool, action)] or None,
             locations=self._locations(*action.subject.paths[:1]),
             field_meta=self._meta(tool=call.tool, parent=call.parent_id),
         )
@@ -172,15 +174,17 @@ class Updates:
 
     def _set_timer(self) -> None:
         due = self._coalescer.due
-        if due is None and self._timer is not None:
+        if due == self._due:
+            return
+        if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        elif due is not None and self._timer is None:
+        self._due, self._timer = due, None
+        if due is not None:
             delay = max(0.0, due - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._due = self._timer = None
         self._emit_nowait(self._coalescer.poll(time.monotonic()))
         self._set_timer()
 
@@ -233,9 +237,21 @@ def dump(model: schema.BaseModel) -> msgspec.Raw:
 
 def title(name: str, arguments: dict[str, Any]) -> str:
     """Return one line that says what a call does, for a person."""
+    if name == _MOVE:
+        return f"{name}: {_line(arguments.get('path'))} → {_line(arguments.get('destination'))}"
     first = next((value for value in arguments.values() if isinstance(value, str)), "")
-    line = first.strip().split("\n", 1)[0]
-    return f"{name}: {line[:80]}" if line else name
+    line = _line(first)
+    return f"{name}: {line}" if line else name
+
+
+def changes(name: str, action: Action) -> tuple[FileDiff, ...]:
+    """Return the changed files whose texts are shown: a move changes none."""
+    return () if name == _MOVE else action.diffs
+
+
+def _line(value: object) -> str:
+    """Return the first line of a text, as much as a title takes."""
+    return value.strip().split("\n", 1)[0][:80] if isinstance(value, str) else "?"
 
 
 def kind(tool: Tool) -> schema.ToolKind:

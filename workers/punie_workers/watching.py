@@ -19,13 +19,16 @@ from typing import Final, Protocol
 TICK: Final = 5.0
 """Seconds between looks by itself: what is collected meanwhile is all that is ever kept."""
 
+_MODIFIED = 2
+"""What `watchfiles` calls a change that neither made nor removed something."""
+
 _log = logging.getLogger(__name__)
 
 
 class WatchState(StrEnum):
-    """``IDLE`` -> ``WATCHING`` -> ``IDLE`` when a watcher fails or other folders are to be
-    watched; both -> ``UNAVAILABLE`` when the system has no watch left or the folders are too many.
-    Every state -> ``CLOSED``."""
+    """``IDLE`` -> ``WATCHING`` -> ``IDLE`` when a watcher fails, a folder goes away or others are
+    to be watched; both -> ``UNAVAILABLE`` when the system has no watch left or the folders are too
+    many. Every state -> ``CLOSED``."""
 
     IDLE = "idle"
     WATCHING = "watching"
@@ -46,7 +49,7 @@ class Notifier(Protocol):
 
     def watch(
         self, debounce_ms: int, step_ms: int, timeout_ms: int, stop_event: _Look | None
-    ) -> object: ...
+    ) -> set[tuple[int, str]] | str: ...
 
     def close(self) -> None: ...
 
@@ -117,6 +120,10 @@ class Watch:
         happened, self._happened = self._happened, False
         return happened or self.state is not WatchState.WATCHING
 
+    def restart(self) -> None:
+        """Watch nothing until the next `watch`: the folders may be others of the same names."""
+        self._stop(WatchState.IDLE)
+
     def close(self) -> None:
         """Stop for good; the thread ends at once. Idempotent."""
         self._stop(WatchState.CLOSED)
@@ -125,13 +132,21 @@ class Watch:
         if self._notifier is None:
             return
         try:
-            self._notifier.watch(0, 0, 0, _Look())
-            self._happened = True
+            changes = self._notifier.watch(0, 0, 0, _Look())
         except _Nothing:
             return
         except RuntimeError as error:  # a name that is not UTF-8, a lost folder
             _log.info("%s: the file watcher starts anew: %s", self.root, error)
             self._stop(WatchState.IDLE)
+        else:
+            self._happened = True
+            if self._lost(changes):
+                self._stop(WatchState.IDLE)  # what is in that place now is not watched
+
+    def _lost(self, changes: set[tuple[int, str]] | str) -> bool:
+        """Whether a folder that is watched went away, or stands there anew."""
+        assert not isinstance(changes, str)  # there is no time limit and no signal
+        return any(kind != _MODIFIED and path in self._folders for kind, path in changes)
 
     def _tick(self) -> None:
         self._look()

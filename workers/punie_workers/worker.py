@@ -189,12 +189,14 @@ class Worker:
         session_id = wanted.session_id
         if session_id in self._sessions:
             raise PunieError(InvalidRequest(message=f"session {session_id} is open already"))
-        project = self._projects.get(wanted.project_id)
-        if project is None:
-            message = f"project {wanted.project_id} is not open here"
-            raise PunieError(NotFound(message=message, what="project"))
-
+        project = self._project(wanted.project_id)
         return Session(wanted, project, self._services, Outlet(self._link, session_id))
+
+    def _project(self, project_id: str) -> Project:
+        if project := self._projects.get(project_id):
+            return project
+        message = f"project {project_id} is not open here"
+        raise PunieError(NotFound(message=message, what="project"))
 
     def _restore(self, session_id: str, deltas: list[bytes]) -> None:
         """Take more of the conversation of the session just opened, unless that failed."""
@@ -225,10 +227,7 @@ class Worker:
         """Answer what a model is told in that project."""
         answer = PromptDescribed(request_id=wanted.request_id)
         try:
-            project = self._projects.get(wanted.project_id)
-            if project is None:
-                message = f"project {wanted.project_id} is not open here"
-                raise PunieError(NotFound(message=message, what="project"))
+            project = self._project(wanted.project_id)
             info = await self._models.info(wanted.backend)
             parts = await project.settings.parts()
             report = await describe(self._models, info, wanted.backend, parts)

@@ -77,7 +77,8 @@ class FakeJournal:
             case EffectFinished():
                 self._finished(message)
             case StoreGrant(session_id=session_id, grant=grant):
-                self.session(session_id).grants.append(grant)
+                grants = self.session(session_id).grants
+                grants[:] = [*(one for one in grants if one.key != grant.key), grant]
             case StoreTrust(project_id=project_id, digest=digest):
                 self.trusts[project_id] = digest
 
@@ -112,7 +113,7 @@ class FakeJournal:
 
     def _finished(self, message: EffectFinished) -> None:
         found = self.session(message.session_id).effects.get(message.effect_id)
-        if found is None:
-            text = f"effect {message.effect_id} never began"
-            raise PunieError(NotFound(message=text, what="effect"))
+        if found is None or found.effect.ok is not None:
+            text = f"effect {message.effect_id} is not under way"
+            raise PunieError(InvalidRequest(message=text))
         found.effect = msgspec.structs.replace(found.effect, ok=message.ok, summary=message.summary)

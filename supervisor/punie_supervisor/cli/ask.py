@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol import client as punie
-from punie_protocol.errors import Denied, LinkClosed, PunieError, RemoteError
+from punie_protocol.errors import Denied, InvalidRequest, LinkClosed, PunieError, RemoteError
 from punie_protocol.handshake import version
 from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import Mode, PromptPermissions
@@ -33,11 +33,13 @@ CANCEL_PATIENCE = 3.0
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What to ask, and how; `directory` is a real path, `model` a name, an absolute path or a
-    server's address. `allow` are the classes of tools that need no question."""
+    server's address. `allow` are the classes of tools that need no question, `elsewhere` says that
+    the directory was named, so that a session of another project is no answer to it."""
 
     text: str
     context: str
     directory: str
+    elsewhere: bool
     model: str | None
     isolation: Isolation | None
     session: str | None
@@ -76,7 +78,7 @@ def _ensure_daemon(paths: Paths, question: Question) -> None:
     if not launch.is_running(paths):
         output.say("starting the daemon (stop it with: punie down)")
     patience = question.deadline.within(launch.START_TIMEOUT)
-    launch.ensure_running(paths, model=question.model, patience=patience)
+    launch.ensure_for_prompt(paths, model=question.model, patience=patience)
 
 
 class _Turn:
@@ -153,8 +155,17 @@ class _Turn:
 
     async def _earlier(self, client: Client) -> sessions.SessionInfo:
         if self._question.session is not None:
-            return await sessions.find(client, self._question.session)
+            found = await sessions.find(client, self._question.session)
+            self._check_project(found)
+            return found
         return await sessions.last(client, self._question.directory)
+
+    def _check_project(self, found: sessions.SessionInfo) -> None:
+        """Raise `PunieError` when the session is not of the project that was named with it."""
+        directory = self._question.directory
+        if self._question.elsewhere and found.cwd != directory:
+            text = f"session {found.session_id} belongs to {found.cwd}, not to {directory}"
+            raise PunieError(InvalidRequest(message=text, hint="leave out -C, or --session"))
 
     async def _prompt(
         self, client: Client, request: int, session_id: str, prompt_id: str
@@ -204,7 +215,7 @@ class _Turn:
         return ExitCode.OK
 
     async def _answer(self, params: Raw) -> dict[str, Any]:
-        """Answer a permission question: as the person says, without one with a refusal."""
+        """Answer a permission question: as the person says, without one by dismissing it."""
         asked = permission.decode(params)
         if self._interactive:
             self._printer.pause()
@@ -215,7 +226,7 @@ class _Turn:
             output.say(f"refused, as there is no terminal to ask on: {asked.title}")
             if asked.is_about_settings:
                 output.say("to use them: punie trust")
-            return permission.outcome(asked.refusal)
+            return permission.outcome(None)  # nobody said no: nobody was there
         text = "there is no terminal to ask on"
         raise PunieError(Denied(message=text, hint="answer it where the prompt came from"))
 

@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from punie_protocol import backends
 from punie_protocol import client as punie
 from punie_protocol.errors import Internal, PunieError
 from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
+from punie_supervisor.clients.errors import DaemonUnreachable
 from punie_supervisor.paths import Paths
 
 STOP_TIMEOUT = 10.0
@@ -38,6 +40,16 @@ def up(model: str | None) -> ExitCode:
     return code
 
 
+def restart(model: str | None) -> ExitCode:
+    """Stop the daemon and start it again. Raises `PunieError` for a config file that cannot be
+    used, before anything is stopped."""
+    from punie_supervisor.config import Config
+
+    Config.load(Paths.from_environment())
+    down()
+    return up(model)
+
+
 def down() -> ExitCode:
     """Stop the daemon and its children; fine when none runs."""
     paths = Paths.from_environment()
@@ -59,7 +71,13 @@ def down() -> ExitCode:
 
 def status(*, as_json: bool) -> ExitCode:
     """Print what runs."""
-    report = asyncio.run(_status(Paths.from_environment()))
+    paths = Paths.from_environment()
+    try:
+        report = asyncio.run(_status(paths))
+    except DaemonUnreachable:
+        if not as_json:
+            sys.stdout.write("\n".join(_places(paths.config_file, paths.state_dir)) + "\n")
+        raise
     if as_json:
         output.print_json(report)
     else:
@@ -90,10 +108,12 @@ def render_status(report: punie.StatusReport) -> str:
     daemon = f"pid {report.pid}, {_duration(report.uptime_s)}, {_size(report.rss_bytes)}"
     lines = [
         f"daemon   {daemon}, version {report.version}",
-        f"model    {model.name}, {model.state}{process}",
+        f"model    {model.name}, {_model_state(report)}{process}",
     ]
     if model.error is not None:
         lines.append(f"         {model.error.message}")
+    if report.config:
+        lines += _places(Path(report.config), Path(report.state))
     lines += [
         "",
         *_table(("worker", "pid", "state", "memory", "projects"), _worker_rows(report)),
@@ -105,6 +125,21 @@ def render_status(report: punie.StatusReport) -> str:
     if report.servers:
         lines += ["", *_table(("server", "state", "pid", "error"), _server_rows(report))]
     return "\n".join(lines) + "\n"
+
+
+def _places(config: Path, state: Path) -> list[str]:
+    """Return the lines that say where things are."""
+    missing = "" if config.exists() else " (none)"
+    return [f"config   {config}{missing}", f"state    {state}"]
+
+
+def _model_state(report: punie.StatusReport) -> str:
+    """Return the state of the default model; of a server's, that of its server."""
+    if report.model.state != "server":
+        return report.model.state
+    url = backends.parse(report.model.name)[0]
+    states = [s.state for s in report.servers if backends.parse(s.url)[0] == url]
+    return f"a server ({states[0]})" if states else f"a server ({punie.ServerState.EXTERNAL})"
 
 
 def _server_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
@@ -166,8 +201,11 @@ async def _wait_for_model(paths: Paths) -> ExitCode:
     while time.monotonic() < deadline:
         model = (await _status(paths)).model
         match model.state:
-            case "ready" | "server":
+            case "ready":
                 output.say(f"ready: model {model.name}")
+                return ExitCode.OK
+            case "server":
+                output.say(f"model {model.name} (a server; it is asked when a prompt needs it)")
                 return ExitCode.OK
             case "failed":
                 if model.error is not None:

@@ -33,6 +33,8 @@ def exit_code(error: PunieError) -> ExitCode:
 def wire_exit_code(error: WireError) -> ExitCode:
     """Return the exit code for a failure that came over the wire."""
     match error:
+        case errors.NotFound(what="model"):
+            return ExitCode.MODEL
         case errors.InvalidRequest() | errors.TooLarge() | errors.NotFound():
             return ExitCode.USAGE
         case errors.ModelLoadFailed() | errors.ModelUnavailable() | errors.ModelFault():

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from punie_protocol import backends
+from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.common import Isolation
 from punie_protocol.tool_types import Permission
 
@@ -45,8 +46,9 @@ ModelOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})  # to say what is wrong with them
 def ask(
+    ctx: typer.Context,
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help="The question; '-' reads it from standard input.")
     ],
@@ -89,6 +91,7 @@ def ask(
     from punie_supervisor.cli.printers import Format
 
     deadline = Deadline.starting_now(timeout)
+    _check_one_text(text, ctx.args)
     if format not in list(Format):
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
@@ -103,6 +106,7 @@ def ask(
         text=text,
         context=context,
         directory=folder,
+        elsewhere=directory is not None,
         model=resolve_model(model),
         isolation=isolation,
         session=session,
@@ -135,8 +139,7 @@ def restart(model: ModelOption = None) -> None:
     """Stop the daemon, then start it again."""
     from punie_supervisor.cli import daemon
 
-    daemon.down()
-    raise typer.Exit(daemon.up(resolve_model(model)))
+    raise typer.Exit(daemon.restart(resolve_model(model)))
 
 
 @app.command()
@@ -238,6 +241,14 @@ def version(as_json: JsonOption = False) -> None:
         sys.stdout.write(f"punie {handshake.version()}\n")
 
 
+def _check_one_text(text: str, more: list[str]) -> None:
+    """Raise `typer.BadParameter` for a question of several words without quotes."""
+    if more:
+        question = " ".join([text, *more])
+        message = f'put the question in quotes: punie ask "{question}"'
+        raise typer.BadParameter(message, param_hint="TEXT")
+
+
 def _folder(directory: Path | None) -> str:
     """Return a project's folder as a real path. Raises `typer.BadParameter`."""
     directory = directory.expanduser() if directory is not None else Path(os.curdir)
@@ -257,21 +268,29 @@ def resolve_model(model: str | None) -> str | None:
     """Return a model as the daemon takes it: a name as it is, a path absolute.
 
     What looks like a path is one: it has a separator, is ``.``, ``..`` or begins with ``~``.
-    Raises `PunieError` for a server's address that is none.
+    Raises `PunieError` for a server's address that is none, or that lacks its ``http://``.
     """
     if not model:
         return None
     if backends.is_backend(model) or "://" in model:
         backends.parse(model)
         return model
+    if _lacks_scheme(model):
+        message = f"model {model[:200]!r} looks like a server's address without its scheme"
+        raise PunieError(InvalidRequest(message=message, hint=f"write it as http://{model[:200]}"))
     if os.sep in model or model in (os.curdir, os.pardir) or model.startswith("~"):
         return str(Path(model).expanduser().absolute())
     return model
 
 
+def _lacks_scheme(model: str) -> bool:
+    """Whether it reads as ``host:port``, perhaps with a path, and no such path exists."""
+    host, colon, port = model.partition("#")[0].partition("/")[0].rpartition(":")
+    return bool(host and colon) and port.isdecimal() and not Path(model).exists()
+
+
 def main() -> NoReturn:
     """Run the command and exit with its code; a failure is one line on stderr, no traceback."""
-    from punie_protocol.errors import PunieError
     from punie_supervisor.cli import output
     from punie_supervisor.cli.exit_codes import ExitCode, exit_code
 

@@ -63,6 +63,20 @@ def print_json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+def rounded(value: Any) -> Any:
+    """Return what JSON is made of with its floats rounded to thousandths: microseconds, where they
+    are milliseconds."""
+    match value:
+        case float():
+            return round(value, 3)
+        case dict():
+            return {key: rounded(one) for key, one in value.items()}
+        case list():
+            return [rounded(one) for one in value]
+        case _:
+            return value
+
+
 def silence_stdout() -> None:
     """After a broken pipe: keep the interpreter's last flush from failing too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

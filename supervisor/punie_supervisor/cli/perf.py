@@ -2,6 +2,8 @@
 
 import asyncio
 import datetime
+import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -46,7 +48,8 @@ def perf(wanted: Wanted) -> ExitCode:
     paths = Paths.from_environment()
     report = asyncio.run(_ask(paths, wanted))
     if wanted.as_json:
-        output.print_json({"turns": [_for_machines(turn) for turn in report.turns]})
+        turns = msgspec.to_builtins([_for_machines(turn) for turn in report.turns])
+        output.print_json({"turns": output.rounded(turns)})
     elif not report.turns:
         output.say("no turns yet")
         return ExitCode.OK
@@ -196,13 +199,22 @@ def _write_html(file: Path, report: punie.PerfReport) -> None:
     from punie_supervisor.cli.perf_html import page
 
     try:
-        file.write_text(page(report), encoding="utf-8")
+        with open(file, "w", encoding="utf-8", opener=_private) as out:
+            out.write(page(report))
     except OSError as error:
         message = f"cannot write the report {file}: {error.strerror}"
         raise PunieError(
             InvalidRequest(message=message, hint="choose another place with --html FILE")
         ) from None
     output.say(f"report: {file}")
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file for its owner alone, also one that was there before."""
+    fd = os.open(path, flags, 0o600)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.fchmod(fd, 0o600)
+    return fd
 
 
 async def _ask(paths: Paths, wanted: Wanted) -> punie.PerfReport:

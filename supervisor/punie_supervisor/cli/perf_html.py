@@ -13,6 +13,7 @@ _STYLE = """
   --tools: #2f9e6b; --permission: #c58b1a; --framework: #c0504d; }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -28,7 +29,7 @@ th:first-child, td:first-child { text-align: left; }
 details { border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem;
   margin: .4rem 0; }
 summary { cursor: pointer; } summary .quiet, .quiet { opacity: .65; }
-svg { width: 100%; height: auto; display: block; }
+svg { width: 100%; min-width: 36rem; height: auto; display: block; }
 svg text { font-size: 10px; fill: currentColor; }
 .failed { color: var(--framework); }
 """
@@ -85,15 +86,15 @@ def _tool_table(calls: Sequence[ToolTiming]) -> Iterator[str]:
         yield "<p>No tool was called.</p>"
         return
     yield (
-        "<table><thead><tr><th>tool</th><th>calls</th><th>not ok</th><th>total</th>"
-        "<th>median</th><th>longest</th></tr></thead><tbody>"
+        '<div class="wide"><table><thead><tr><th>tool</th><th>calls</th><th>not ok</th>'
+        "<th>total</th><th>median</th><th>longest</th></tr></thead><tbody>"
     )
     for row in tool_rows(calls):
         times = "".join(f"<td>{ms(t)}</td>" for t in (row.total, row.median, row.longest))
         yield (
             f"<tr><td>{escape(row.tool)}</td><td>{row.calls}</td><td>{row.failed}</td>{times}</tr>"
         )
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
 
 
 def _sessions(turns: Sequence[punie.TurnPerf]) -> Iterator[str]:
@@ -151,9 +152,9 @@ def _timeline(meta: punie.ResultMeta) -> str:
     drawn += [_row(n, waited * scale, row) for n, (_, row) in enumerate(rows, 1)]
     height = _ROW * len(drawn) + 4
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="timeline">'
+        f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="timeline">'
         + "".join(drawn)
-        + "</svg>"
+        + "</svg></div>"
     )
 
 

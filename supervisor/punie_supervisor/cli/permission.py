@@ -22,6 +22,8 @@ _OUR_KEYS: Final[dict[str, str]] = {
     Answer.ALLOW_FOR_SESSION: "s",
     Answer.REJECT_ONCE: "n",
     Answer.REJECT_ALWAYS: "never",
+    TrustAnswer.TRUST: "y",
+    TrustAnswer.IGNORE: "n",
 }
 _WORDS: Final = {"yes": "y", "session": "s", "no": "n"}
 
@@ -66,11 +68,6 @@ class Asked(msgspec.Struct, rename="camel"):
     def title(self) -> str:
         """What it is about, in one line."""
         return output.printable(self.tool_call.title or self.tool_call.tool_call_id)
-
-    @property
-    def refusal(self) -> str | None:
-        """The option that says no for this once, ``None`` when there is none."""
-        return next((o.option_id for o in self.options if o.kind == "reject_once"), None)
 
     def refuses(self, option: str | None) -> bool:
         """Whether an answer is a no; a dismissal is one."""
@@ -122,6 +119,7 @@ async def ask(asked: Asked) -> str | None:
                 return None
             if (chosen := choices.get(line.strip().lower())) is not None:
                 return chosen
+            _write(f"That is no answer. Type one of: {', '.join(_keys(asked))}\n")
     except asyncio.CancelledError:
         _write("\n")
         output.say("the question is withdrawn")
@@ -196,6 +194,8 @@ def _keys(asked: Asked) -> list[str]:
 def _choices(asked: Asked) -> dict[str, str]:
     """Return the option each input stands for."""
     by_key = {key: o.option_id for key, o in zip(_keys(asked), asked.options, strict=True)}
+    if asked.is_about_settings:
+        by_key |= {str(n): o.option_id for n, o in enumerate(asked.options, 1)}
     return by_key | {word: by_key[key] for word, key in _WORDS.items() if key in by_key}
 
 

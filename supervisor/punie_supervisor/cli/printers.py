@@ -110,9 +110,9 @@ class JsonlPrinter:
         match event.kind:
             case EventKind.TEXT | EventKind.THOUGHT | EventKind.NOTICE:
                 output.print_json_line({"type": event.kind, "text": event.text})
-            case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED:
-                output.print_json_line({"type": event.kind} | msgspec.to_builtins(event.tool))
-            case EventKind.OTHER:
+            case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED if event.tool is not None:
+                output.print_json_line({"type": event.kind} | _call(event.tool))
+            case _:
                 pass
 
     def pause(self) -> None:
@@ -131,9 +131,17 @@ PRINTERS: dict[Format, Callable[[], TextPrinter | JsonPrinter | JsonlPrinter]] =
 
 def _for_machines(report: TurnReport) -> dict[str, Any]:
     fields = msgspec.to_builtins(report)
+    fields["timings_ms"] = output.rounded(fields["timings_ms"])
+    fields["tool_calls"] = [_call(call) for call in report.tool_calls]
     if report.error is None:
         del fields["error"]
     return fields
+
+
+def _call(call: ToolCallReport) -> dict[str, Any]:
+    """Return a call for machines: the clock's floats are rounded, a tool's own are not."""
+    times = {"duration_ms": call.duration_ms, "wait_ms": call.wait_ms}
+    return msgspec.to_builtins(call) | output.rounded(times)
 
 
 def _edited(call: ToolCallReport) -> str:

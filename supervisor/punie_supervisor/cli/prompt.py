@@ -20,7 +20,7 @@ TIMEOUT: Final = 120.0
 def show(directory: str, model: str | None, *, as_json: bool) -> ExitCode:
     """Print the parts of the prompt in order, each with its size."""
     paths = Paths.from_environment()
-    launch.ensure_running(paths, model=model, patience=launch.START_TIMEOUT)
+    launch.ensure_for_prompt(paths, model=model, patience=launch.START_TIMEOUT)
     report = asyncio.run(_ask(paths, punie.PromptQuery(cwd=directory, model=model)))
     if as_json:
         output.print_json(report)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from punie_protocol.backends import is_backend
 from punie_protocol.errors import Internal, TimedOut, WireError
 from punie_supervisor.clients.errors import StartFailed
 from punie_supervisor.paths import Paths
@@ -47,7 +48,17 @@ def daemon_pid(paths: Paths) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def ensure_running(paths: Paths, *, model: str | None = None, patience: float) -> int | None:
+def ensure_for_prompt(paths: Paths, *, model: str | None, patience: float) -> int | None:
+    """`ensure_running` for a prompt with that `model`. A model of our own host is the daemon's
+    from then on; a server's is this prompt's alone, and our host rests until it is needed."""
+    if model is not None and is_backend(model):
+        return ensure_running(paths, rest=True, patience=patience)
+    return ensure_running(paths, model=model, patience=patience)
+
+
+def ensure_running(
+    paths: Paths, *, model: str | None = None, rest: bool = False, patience: float
+) -> int | None:
     """Start a daemon unless one runs or is just starting; return the pid of one started here.
 
     Blocks up to `patience` seconds. Raises `StartFailed` with the daemon's own reason.
@@ -55,14 +66,20 @@ def ensure_running(paths: Paths, *, model: str | None = None, patience: float) -
     if is_running(paths):
         return None
     try:
-        return start(paths, model=model, patience=patience)
+        return start(paths, model=model, rest=rest, patience=patience)
     except StartFailed:
         if is_running(paths):
             return None  # somebody else was faster
         raise
 
 
-def start(paths: Paths, *, model: str | None = None, patience: float = START_TIMEOUT) -> int:
+def start(
+    paths: Paths,
+    *,
+    model: str | None = None,
+    rest: bool = False,
+    patience: float = START_TIMEOUT,
+) -> int:
     """Start a detached daemon and return its pid once its socket listens.
 
     Blocks up to `patience` seconds. Raises `StartFailed` with the daemon's own reason.
@@ -73,6 +90,8 @@ def start(paths: Paths, *, model: str | None = None, patience: float = START_TIM
     command += ["--ready-fd", str(write_end)]
     if model is not None:
         command += ["--model", model]
+    if rest:
+        command.append("--rest")
     with os.fdopen(read_end, "rb") as pipe, _open_log(paths.log_file) as log:
         process = subprocess.Popen(
             command,

@@ -26,7 +26,7 @@ class ToolCallReport(msgspec.Struct, kw_only=True):
 
 
 class TurnReport(msgspec.Struct, kw_only=True):
-    """``punie ask --format json``."""
+    """``punie ask --format json``. `notices` are Punie's own words, not the model's."""
 
     answer: str
     session_id: str
@@ -35,6 +35,7 @@ class TurnReport(msgspec.Struct, kw_only=True):
     isolation: Isolation | None = None
     stop_reason: str | None = None
     stop_detail: str = ""
+    notices: list[str] = []
     tool_calls: list[ToolCallReport] = []
     usage: Usage = Usage()
     timings_ms: Timings = Timings()
@@ -124,8 +125,7 @@ class TurnCollector:
             case "agent_message_chunk":
                 return self._text(update)
             case "agent_thought_chunk":
-                kind = EventKind.NOTICE if update.meta.punie.notice else EventKind.THOUGHT
-                return Event(kind=kind, text=_text_of(update))
+                return self._thought(update)
             case "tool_call":
                 return self._tool_started(update)
             case "tool_call_update":
@@ -159,6 +159,13 @@ class TurnCollector:
         self._blocks[update.messageId].append(text)
         self.report.answer = "".join(self._blocks[update.messageId])
         return Event(kind=EventKind.TEXT, text=text, new_block=new)
+
+    def _thought(self, update: _Update) -> Event:
+        text = _text_of(update)
+        if not update.meta.punie.notice:
+            return Event(kind=EventKind.THOUGHT, text=text)
+        self.report.notices.append(text.strip())
+        return Event(kind=EventKind.NOTICE, text=text)
 
     def _tool_started(self, update: _Update) -> Event:
         meta = update.meta.punie

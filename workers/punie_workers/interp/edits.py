@@ -132,7 +132,7 @@ def _plan_write(root: Root, path: str, text: str, content_hash: str) -> dict[str
     shown = _plain(text)
     if not exists:
         if content_hash:
-            raise Failure(Kind.CHANGED, f"there is no '{path}' with content_hash {content_hash}")
+            raise Failure(Kind.CHANGED, f"there is no '{path}': leave content_hash out to make it")
         encoding = texts.encoding_for(resolved, shown, None)
         return _planned_write(resolved, shown, texts.encode(resolved, shown, encoding), None)
     file = _read(root, path, content_hash)

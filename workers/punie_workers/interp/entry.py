@@ -21,6 +21,8 @@ def handle(request: bytes) -> bytes:
     """Return the reply to one request; never raises but for a torn request."""
     operation, arguments = wire.decode_request(request)
     try:
+        if _roots and operation != "close" and _roots[0].renew():
+            _indexes.clear()
         return wire.encode_ok(_perform(operation, arguments))
     except Failure as failure:
         return wire.encode_error(failure.kind, failure.message)
@@ -109,15 +111,13 @@ def _checks(operation: str, arguments: dict[str, Any]) -> Any:
 
 
 def _git(operation: str, arguments: dict[str, Any]) -> Any:
-    from punie_workers.interp import git_output, git_place  # with tempfile, which not all need
+    from punie_workers.interp import git_output, git_place  # which not all need
 
     match operation:
         case "git_place":
             return git_place.place(_roots[0], **arguments)
         case "git_settings":
             return git_place.settings(**arguments)
-        case "git_copy_index":
-            return git_place.copy_index(_roots[0], **arguments)
         case "git_status":
             return git_output.git_status(**arguments)
         case "git_diff":

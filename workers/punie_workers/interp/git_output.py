@@ -6,6 +6,7 @@ hold. Names are relative to the work tree in a status and to the project elsewhe
 no UTF-8 are shown as U+FFFD.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ _NONE = ("(detached)", "(initial)")
 _FIELDS = 5
 _HASH_DIGITS = 40
 _RAW_FIELDS = 4
+_QUOTED = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
 def git_status(output: bytes, prefix: str, limit: int, complete: bool) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def git_diff(output: bytes, max_text: int, complete: bool) -> dict[str, Any]:
     """Return a `GitDiffResult`; `max_text` is the limit of its text in bytes of UTF-8."""
     reader = _Reader(output)
     try:
-        files = _files(reader)
+        found = _files(reader)
     except EOFError:
         if complete:
             raise _unreadable("diff", EOFError("the end of a record is missing")) from None
@@ -65,6 +67,9 @@ def git_diff(output: bytes, max_text: int, complete: bool) -> dict[str, Any]:
     except (ValueError, KeyError) as error:
         raise _unreadable("diff", error) from None
     patch = reader.rest()
+    files = [
+        file for name, file in found.items() if not complete or not _only_touched(name, file, patch)
+    ]
     text = _cut(patch, max_text)
     return {
         "file_count": len(files),
@@ -165,22 +170,42 @@ class _Reader:
         return self._data[self._at + 1 :]
 
 
-def _files(records: _Reader) -> list[dict[str, Any]]:
-    """Return every `DiffFile`: first come the raw records, then the counts of lines. A conflict
-    has two raw records and two counts: it is one, and the last count is meant."""
+def _files(records: _Reader) -> dict[str, dict[str, Any]]:
+    """Return every `DiffFile` by its name: first come the raw records, then the counts of lines. A
+    conflict has two raw records and two counts: it is one, and the last count is meant. A text
+    that was only touched has a raw record and no count: it is left out."""
     files: dict[str, dict[str, Any]] = {}
+    uncounted: set[str] = set()
     while records.more():
         record = records.take()
         if record.startswith(":"):
             former = records.take() if _letter(record) in "RC" else ""
             files.setdefault(name := records.take(), _diff_file(record, name, former))
+            if _content_alone(record):
+                uncounted.add(name)
         else:
             added, removed, name = record.split("\t", 2)
             if not name:
                 records.take()
                 name = records.take()
             files[name].update(_counts(added, removed))
-    return list(files.values())
+            uncounted.discard(name)
+    return {name: file for name, file in files.items() if name not in uncounted}
+
+
+def _content_alone(raw: str) -> bool:
+    """Whether nothing but the content, in the work tree, can be what changed."""
+    old_mode, mode, _, found, state = raw.removeprefix(":").split(" ")
+    return state == "M" and old_mode == mode and not found.strip("0")
+
+
+def _only_touched(name: str, file: dict[str, Any], patch: bytes) -> bool:
+    """Whether a binary file has counts and no difference; not said of a name that git quotes."""
+    if not file["binary"] or file["status"] != "modified" or _QUOTED.search(name):
+        return False
+    path = name.encode("utf-8", "surrogateescape")
+    head = b"diff --git a/%b b/%b\n" % (path, path)
+    return not patch.startswith(head) and b"\n" + head not in patch
 
 
 def _letter(raw: str) -> str:

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from punie_workers.interp.failures import Failure, Kind, from_os_error
@@ -34,11 +34,30 @@ class Resolved(NamedTuple):
 
 
 class Root:
-    """The folder that no path leads out of. Owns one descriptor until `close`."""
+    """The folder that no path leads out of. Owns one descriptor until `close`. Raises `Failure`
+    when there is no such folder."""
 
     def __init__(self, path: str) -> None:
         self.path = os.path.realpath(path)
-        self.fd = os.open(self.path, _WALK)
+        self.fd = self._open()
+
+    def renew(self) -> bool:
+        """Go on in the folder that has the path now, whether or not it is another one: the old
+        one may have been deleted, and made again. Raises `Failure` when there is none."""
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(self.path), os.fstat(self.fd)):
+                return False
+        fd = self._open()
+        os.close(self.fd)
+        self.fd = fd
+        return True
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, _WALK)
+        except OSError as error:
+            message = f"the project's folder {self.path} cannot be opened: {error.strerror}"
+            raise Failure(Kind.NOT_FOUND, message) from None
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -83,17 +102,18 @@ class Root:
                 check_regular(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
                 return os.dup(parent), resolved.rpartition("/")[0], name
 
-    def locate(self, path: str) -> str:
-        """Return where `path` leads, relative to the root. What is gone is where it was."""
+    def locate(self, path: str) -> tuple[str, bool]:
+        """Return where `path` leads, relative to the root, and whether something is there. What
+        is gone is where it was."""
         if "\0" in path:
             raise Failure(Kind.NOT_FOUND, f"no file {path!r} in this project")
         try:
             with self._walk(path) as (_, _, resolved):
-                return resolved
+                return resolved, True
         except Failure as failure:
             if failure.kind not in (Kind.NOT_FOUND, Kind.NOT_A_DIRECTORY):
                 raise
-        return _Walk(self, path).written()
+        return _Walk(self, path).written(), False
 
     def resolve(self, path: str, *, missing: bool = False) -> Resolved:
         """Return where the file at `path` stands. With `missing`, it and the folders above it
