@@ -250,7 +250,7 @@ def test_killed_twice(tmp_path: Path) -> None:
             await client.lost()
             await client.restart()
             assert (await client.resume()).stop_reason == "end_turn"
-            assert content(root) == AFTER
+            assert {name: content(root)[name] for name in FILES} == AFTER
             assert all(well_formed(request) for request in host.requests)
             users = [one for one in host.requests[-1].messages if isinstance(one, UserMessage)]
             assert len(users) == 1
