@@ -1,8 +1,9 @@
 """The agent: what it adds to a model's time, its tools, Code Mode, cancelling, its prompt.
 
 ``python -m benchmarks.agent --json``. A real worker process with real tools on a small project; the
-model host is scripted and takes no time, or with `SPEED` the time of a model. Code Mode is
-compared with one tool call after the other on the same tasks with the same knowledge.
+model host is scripted and takes no time. Code Mode is compared with one tool call after the other
+on the same tasks with the same knowledge; there the host takes the time of a model of
+`TOKENS_PER_SECOND`.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from punie_protocol.messages.to_model_host import (
     ToolMessage,
     UserMessage,
 )
-from punie_protocol.testing.script import Call, Die, Fail, Say, Think, model_info, reply
+from punie_protocol.testing.script import Call, Die, Fail, Say, Think, Wait, model_info, reply
 from tests.support.worker_case import running
 from tests.support.worker_harness import Turn, WorkerHarness
 
@@ -341,7 +341,8 @@ def test_the_same_call_again_and_again_is_told_then_stopped(tmp_path: Path) -> N
 
 def test_a_model_that_repeats_itself_is_stopped(tmp_path: Path) -> None:
     async def main() -> None:
-        script = [reply(Say("over and over and over again. " * 2000, chunk=64))]
+        again = Say("over and over and over again. " * 2000, chunk=64)
+        script = [reply(again, Wait(60.0))]  # it has not ended by itself
         async with running(tmp_path, project(tmp_path), script) as case:
             turn = await case.worker.prompt("go")
             assert turn.result["stopReason"] == "max_tokens"

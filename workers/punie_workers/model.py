@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 from pydantic_ai import RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 
 from punie_protocol.errors import (
@@ -31,6 +31,7 @@ from punie_workers.compaction import Compactor
 from punie_workers.model_answer import Answer, PunieResponse
 from punie_workers.model_client import ModelClient
 from punie_workers.prompts import Instructions
+from punie_workers.streaming_model import StreamingModel
 from punie_workers.summaries import summary_tokens
 from punie_workers.totals import ModelTotals
 
@@ -43,7 +44,7 @@ MAX_REFUSALS: Final = 16
 """Refusals for length of one step, each answered with less of the conversation."""
 
 
-class PunieModel(Model):
+class PunieModel(StreamingModel):
     """The loaded model, for one turn of one conversation.
 
     `request_stream` raises `PunieError`: `RemoteError` as the host said, `LinkClosed` when it
@@ -81,26 +82,6 @@ class PunieModel(Model):
     @property
     def system(self) -> str:
         return "punie"
-
-    def prepare_messages(
-        self,
-        messages: list[ModelMessage],
-        model_request_parameters: ModelRequestParameters | None = None,
-    ) -> list[ModelMessage]:
-        return messages
-
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        async with self.request_stream(
-            messages, model_settings, model_request_parameters
-        ) as response:
-            async for _ in response:
-                pass
-            return response.get()
 
     @asynccontextmanager
     async def request_stream(

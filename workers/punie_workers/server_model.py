@@ -18,10 +18,7 @@ import msgspec
 from openai import AsyncOpenAI, Omit
 from pydantic_ai import RunContext
 from pydantic_ai.exceptions import UnexpectedModelBehavior
-from pydantic_ai.messages import (
-    ModelMessage,
-    ModelResponse,
-)
+from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIStreamedResponse
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
@@ -47,6 +44,7 @@ from punie_workers.server_client import model_names, timeout
 from punie_workers.server_errors import no_model, typed_error
 from punie_workers.server_messages import definition, told
 from punie_workers.server_step import ServerStep
+from punie_workers.streaming_model import StreamingModel
 from punie_workers.summaries import summary_tokens
 from punie_workers.totals import ModelTotals
 
@@ -57,7 +55,7 @@ DELAYS: Final = (0.5, 1.0, 2.0, 4.0)
 answered in this turn and is not there."""
 
 
-class ServerModel(OpenAIChatModel):
+class ServerModel(StreamingModel, OpenAIChatModel):
     """One model of a server, for one turn. Owns nothing: `client` is the worker's.
 
     `request_stream` raises `PunieError`: `LinkClosed` when an answer breaks off. Cancelling it
@@ -89,26 +87,6 @@ class ServerModel(OpenAIChatModel):
         self._tools = [definition(tool) for tool in instructions.tools]
         self._headers: dict[str, Any] = {} if backend.key else {"Authorization": Omit()}
         self._met = False
-
-    def prepare_messages(
-        self,
-        messages: list[ModelMessage],
-        model_request_parameters: ModelRequestParameters | None = None,
-    ) -> list[ModelMessage]:
-        return messages
-
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        async with self.request_stream(
-            messages, model_settings, model_request_parameters
-        ) as response:
-            async for _ in response:
-                pass
-            return response.get()
 
     @asynccontextmanager
     async def request_stream(
