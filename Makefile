@@ -30,8 +30,10 @@ ask: bootstrap ## ask about this project, or: make ask Q="..." DIR=folder
 test: bootstrap ## the test suite (ARGS="..." goes to pytest)
 	@$(pytest) $(ARGS)
 
-test-all: bootstrap ## the suite with big doses: fuzzing, kills
+test-all: bootstrap ## the suite with big doses: fuzzing, kills; what runs workers, at both levels
 	@PUNIE_KILLS=$(N) $(pytest) --hypothesis-profile thorough --timeout 900 $(ARGS)
+	@PUNIE_KILLS=$(N) PUNIE_TEST_ISOLATION=interpreter \
+		$(pytest) --timeout 900 $(ARGS) tests/process tests/faults tests/e2e
 
 faults: bootstrap ## kill processes at random while they work: make faults N=100
 	@PUNIE_KILLS=$(N) $(pytest) tests/faults $(ARGS)

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def timed(call: Callable[[], Any]) -> float:
 def median(samples: list[float]) -> float:
     """Return the median, rounded to a hundredth."""
     return round(statistics.median(samples), 2)
+
+
+def percentile(samples: list[float], percent: int) -> float:
+    """Return the nearest-rank percentile, rounded to a hundredth."""
+    rank = max(1, math.ceil(len(samples) * percent / 100))
+    return round(sorted(samples)[rank - 1], 2)
+
+
+def rounded(samples: Sequence[float]) -> list[float]:
+    """Return raw samples as they are printed."""
+    return [round(value, 3) for value in samples]
 
 
 def private_bytes(pid: int) -> int:

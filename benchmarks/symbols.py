@@ -82,6 +82,7 @@ class Index:
     async def __aexit__(self, *exc_info: object) -> None:
         self._tools.close()
         self._halves.stop()
+        await asyncio.to_thread(self._halves.join, DEADLINE)
 
     async def timed(self, wanted: Symbols) -> float:
         """Return the milliseconds of a query that has to find something."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes the reference pages that are derived from code: protocol, tools and code-mode in
-``docs/reference``.
+``docs/reference``, and the table of classes in security.
 
 ``--check`` writes nothing and exits 1 when a page is not what the code says.
 """
@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, get_args
 
 import msgspec
+import security_table
 
 from punie_protocol import client, errors, limits
 from punie_protocol.messages import to_model_client, to_model_host, to_supervisor, to_worker
@@ -24,6 +25,7 @@ from punie_workers.code_limits import Limits
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+SECURITY = REFERENCE / "security.md"
 PROGRAMS = ROOT / "tests" / "data" / "code_mode.toml"
 
 LINKS: tuple[tuple[str, str, Any], ...] = (
@@ -99,6 +101,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "protocol.md": protocol_page(),
         REFERENCE / "tools.md": tools_page(),
         REFERENCE / "code-mode.md": code_mode_page(),
+        SECURITY: security_table.page(SECURITY.read_text()),
     }
 
 

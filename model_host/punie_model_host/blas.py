@@ -6,7 +6,9 @@ process alone: no environment variable, so no child inherits it.
 """
 
 import ctypes
+import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -48,3 +50,18 @@ def load(library: Path, threads: int) -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
     ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
+def main() -> None:
+    """Print as JSON which `library` a model host would load here, and the `error` if it cannot."""
+    library, why = wanted(os.environ, Path(sys.prefix), sys.platform), ""
+    if library is not None:
+        try:
+            load(library, threads=1)
+        except OSError as error:
+            why = str(error)
+    print(json.dumps({"library": library and str(library), "error": why}))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,9 @@ import msgspec
 
 from punie_protocol.backends import Backend
 from punie_protocol.errors import WireError
+from punie_protocol.isolation import WorkerLimits
 from punie_protocol.messages.common import (
+    HalfStatus,
     Isolation,
     ModelTiming,
     Outcome,
@@ -28,7 +30,11 @@ PROGRESS: Final = "_punie/progress"
 STATUS: Final = "_punie/status"
 """Request without params. Result `StatusReport`."""
 ISOLATE: Final = "_punie/isolate"
-"""Request: move an idle project to an isolation level. Params `Isolate`; answered with ``{}``."""
+"""Request: move an idle project to an isolation level. Params `Isolate`, result
+`IsolateReport`."""
+UNCONFINED: Final = "_punie/unconfined"
+"""Request: let a project's commands run where there is no sandbox, or no more. Params
+`Unconfined`; answered with ``{}``."""
 TRUST: Final = "_punie/trust"
 """Request: trust a project's own settings as they are, or no more. Params `Trust`, result
 `TrustReport`."""
@@ -133,6 +139,23 @@ class Isolate(_Meta, frozen=True):
     isolation: Isolation
 
 
+class IsolateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `ISOLATE`: the project's root, its level now and before. `confined` is why it ran
+    alone until now although its level shares, or empty: that is forgotten."""
+
+    root: str
+    isolation: Isolation
+    before: Isolation
+    confined: str = ""
+
+
+class Unconfined(_Meta, frozen=True):
+    """Params of `UNCONFINED`; `cwd` is the project's folder."""
+
+    cwd: str
+    unconfined: bool = True
+
+
 class Trust(_Meta, frozen=True):
     """Params of `TRUST`. `cwd` is the project's folder."""
 
@@ -235,8 +258,30 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: WireError | None = None
 
 
+class WorkerStart(StrEnum):
+    """How a worker process came to be: forked from a warm server, taken from the spares that had
+    imported everything, or started from nothing."""
+
+    FORK = "fork"
+    SPARE = "spare"
+    SPAWN = "spawn"
+
+
+class WorkerUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker process and all that its tools started use now: private bytes, CPU seconds in
+    the present turn or since the last, processes, and open descriptors of the one that has
+    most."""
+
+    memory_bytes: int
+    cpu_s: float
+    processes: int
+    files: int
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process and the roots of its projects."""
+    """A worker process and the roots of its projects. `limits` is ``None`` for one that several
+    projects share: they are promised for one alone. `draining` is why it takes no new turns, or
+    empty."""
 
     id: str
     pid: int | None
@@ -244,6 +289,11 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
     restarts: int
     projects: list[str]
+    isolation: Isolation = Isolation.PROCESS
+    start: WorkerStart | None = None
+    limits: WorkerLimits | None = None
+    usage: WorkerUsage | None = None
+    draining: str = ""
 
 
 class ServerState(StrEnum):
@@ -275,13 +325,21 @@ class ProjectState(StrEnum):
 
 
 class ProjectStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A known project. `sessions` counts them, `last_session` is the most recently prompted."""
+    """A known project. `sessions` counts them, `last_session` is the most recently prompted.
+    `confined` is why it runs alone although its level shares, or empty; `worker` the id of the
+    process it is in while it is active, `half` what its tools did there, `programs` its
+    background commands. `unconfined`: the user lets its commands run without a sandbox."""
 
     root: str
     isolation: Isolation
     state: ProjectState
     sessions: int
     last_session: str | None
+    confined: str = ""
+    worker: str | None = None
+    half: HalfStatus | None = None
+    programs: int = 0
+    unconfined: bool = False
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):

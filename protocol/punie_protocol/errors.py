@@ -145,12 +145,14 @@ class ToolFailed(_Error, frozen=True, tag="tool_failed", kw_only=True):
 
 
 class ProcessLost(_Error, frozen=True, tag="process_lost", kw_only=True):
-    """A worker or the model host ended while it was needed."""
+    """A worker or the model host ended while it was needed. `limit` says which limit it
+    was over, if it was ended for that: the same again would end it again."""
 
     retry = Retry.NOW
 
     process: str
     pid: int
+    limit: str = ""
 
 
 class Internal(_Error, frozen=True, tag="internal", kw_only=True):

@@ -5,6 +5,7 @@ Both ends check the protocol number, and each waits `HANDSHAKE_TIMEOUT` seconds 
 """
 
 import asyncio
+import functools
 import os
 from importlib.metadata import version as _distribution_version
 
@@ -27,6 +28,7 @@ from punie_protocol.messages import (
 from punie_protocol.messages.common import Limits, Role
 
 
+@functools.cache
 def version() -> str:
     """Return Punie's version."""
     return _distribution_version("punie")
@@ -53,10 +55,12 @@ async def greet_supervisor[M](
     link: FrameLink[M],
     role: Role,
     welcome: type[to_worker.Welcome | to_model_host.Welcome],
+    deadline_s: float | None = HANDSHAKE_TIMEOUT,
 ) -> M:
-    """Child's side: say hello, return the welcome. Raises `PunieError`."""
+    """Child's side: say hello, return the welcome; without a deadline, as long as that may take.
+    Raises `PunieError`."""
     await link.send(hello(role))
-    answer = await _within_deadline(link)
+    answer = await _within_deadline(link, deadline_s)
     if not isinstance(answer, welcome):
         raise _unexpected(answer)
     check_protocol(answer.protocol)
@@ -115,15 +119,17 @@ async def accept_model_client(
     return answer
 
 
-async def _within_deadline[M](link: FrameLink[M]) -> M:
+async def _within_deadline[M](
+    link: FrameLink[M], deadline_s: float | None = HANDSHAKE_TIMEOUT
+) -> M:
     try:
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+        async with asyncio.timeout(deadline_s):
             return await link.receive()
     except TimeoutError:
         raise PunieError(
             TimedOut(
-                message=f"{link.name} sent no handshake within {HANDSHAKE_TIMEOUT:g} s",
-                limit_s=HANDSHAKE_TIMEOUT,
+                message=f"{link.name} sent no handshake within {deadline_s:g} s",
+                limit_s=deadline_s or 0.0,
             )
         ) from None
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Number of the frame protocol; two ends with different numbers refuse each other."""
 
 FRAME_HEADER_SIZE: Final = 4
@@ -39,6 +39,10 @@ MAX_READ_FILE: Final = 2 * 1024 * 1024
 MAX_PATH: Final = 4096
 MAX_PATTERN: Final = 4096
 MAX_CODE: Final = 256 * 1024
+
+MAX_HALVES: Final = 4096
+"""Project halves of one worker process: bytes of its breadcrumb file, one a half. A byte is 1 while
+the half is inside a call, else 0."""
 
 MAX_TURN_CALLS: Final = 512
 """Tool calls, nested ones too, whose timings are kept with a turn."""

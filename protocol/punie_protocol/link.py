@@ -22,7 +22,7 @@ from punie_protocol.limits import (
     WRITE_HIGH_WATER,
 )
 
-_READ_BUFFER = 256 * 1024
+_READ_BUFFER = 64 * 1024
 
 
 class FrameLink[M](asyncio.BufferedProtocol):

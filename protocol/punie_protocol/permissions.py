@@ -161,7 +161,8 @@ def _fault_of_command(rule: Rule) -> tuple[str, str, str] | None:
         words = ()
     if not words:
         return ".command", f"'{rule.command}' is no command", 'write it as "git push"'
-    if rule.tool is not None and _classes()[rule.tool] is not Permission.EXECUTE:
+    runs = (Permission.EXECUTE, Permission.NETWORK)
+    if rule.tool is not None and _classes()[rule.tool] not in runs:
         return ".command", f"'{rule.tool}' runs no command", "leave out tool or command"
     return None
 

@@ -1,7 +1,16 @@
 """What is derived from a tool's definition: JSON schema, Python stub, decoded arguments."""
 
 from types import NoneType
-from typing import Annotated, Any, Final, TypeAliasType, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    TypeAliasType,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -85,6 +94,21 @@ def signature(tool: Tool) -> str:
     return f"def {tool.name}({', '.join(parts)}) -> {tool.result.__name__}"
 
 
+def _brief_signature(tool: Tool) -> str:
+    """Return the head as `signature` does, without the types that need not be said."""
+    hints = get_type_hints(tool.arguments)
+    parts: list[str] = []
+    for field in msgspec.structs.fields(tool.arguments):
+        kind = _python_type(hints[field.name])
+        if field.required:
+            parts.append(_brief(field.name, kind))
+        elif kind == type(field.default).__name__:
+            parts.append(f"{field.name}={field.default!r}")
+        else:
+            parts.append(f"{field.name}: {kind} = {field.default!r}")
+    return f"def {tool.name}({', '.join(parts)}) -> {tool.result.__name__}"
+
+
 def stubs(tools: list[Tool] | None = None) -> str:
     """Return the Python stub of the Code Mode functions for a type checker: their result classes,
     which cannot be changed, and the built-in functions that its own stubs lack."""
@@ -96,10 +120,10 @@ def stubs(tools: list[Tool] | None = None) -> str:
 
 def prompt_stubs(tools: list[Tool] | None = None) -> str:
     """Return the same functions and classes as the model reads them: one line each, valid Python,
-    the same bytes each time."""
+    the same bytes each time. A default says the type of its argument; what has none is a text."""
     chosen = _code_tools(tools)
     lines = [_class_line(cls) for cls in result_classes(chosen).values()]
-    lines += [f"{signature(tool)}: ...  # {tool.doc}" for tool in chosen]
+    lines += [f"{_brief_signature(tool)}: ...  # {tool.doc}" for tool in chosen]
     return "\n".join(lines) + "\n"
 
 
@@ -124,19 +148,23 @@ def _collect(cls: type[Result], into: dict[str, type[Result]]) -> None:
 
 
 def _class_stub(cls: type[Result]) -> str:
-    fields = [f"    {field}" for field in _fields(cls)]
+    fields = [f"    {name}: {kind}" for name, kind in _fields(cls)]
     return "\n".join(["@dataclass(frozen=True)", f"class {cls.__name__}:", *fields])
 
 
 def _class_line(cls: type[Result]) -> str:
-    return f"class {cls.__name__}: {'; '.join(_fields(cls))}"
+    return f"class {cls.__name__}: {'; '.join(_brief(*field) for field in _fields(cls))}"
 
 
-def _fields(cls: type[Result]) -> list[str]:
+def _fields(cls: type[Result]) -> list[tuple[str, str]]:
+    """Return names and types."""
     hints = get_type_hints(cls)
-    return [
-        f"{field.name}: {_python_type(hints[field.name])}" for field in msgspec.structs.fields(cls)
-    ]
+    names = [field.name for field in msgspec.structs.fields(cls)]
+    return [(name, _python_type(hints[name])) for name in names]
+
+
+def _brief(name: str, kind: str) -> str:
+    return name if kind == "str" else f"{name}: {kind}"
 
 
 def _python_type(hint: Any) -> str:
@@ -144,6 +172,8 @@ def _python_type(hint: Any) -> str:
         return _python_type(hint.__value__)
     if get_origin(hint) is Annotated:
         return _python_type(get_args(hint)[0])
+    if get_origin(hint) is Union:
+        return " | ".join(map(_python_type, get_args(hint)))
     if args := get_args(hint):
         return f"{get_origin(hint).__name__}[{', '.join(map(_python_type, args))}]"
     return "None" if hint is NoneType else hint.__name__

@@ -9,6 +9,12 @@ from typing import Final
 from punie_protocol.tool_types import Permission, Tool, define
 from punie_protocol.tools_checks import RuffCheck, RuffCheckResult, Typecheck, TypecheckResult
 from punie_protocol.tools_code import ExecuteCode, ExecuteCodeResult, Symbols, SymbolsResult
+from punie_protocol.tools_commands import (
+    PytestRun,
+    PytestRunResult,
+    RunCommand,
+    RunCommandResult,
+)
 from punie_protocol.tools_files import (
     DeleteFile,
     EditFile,
@@ -41,8 +47,10 @@ TOOLS: Final[dict[str, Tool]] = {
         define(WriteFile, EditResult, Permission.EDIT),
         define(DeleteFile, EditResult, Permission.EDIT),
         define(MoveFile, EditResult, Permission.EDIT),
+        define(RunCommand, RunCommandResult, Permission.EXECUTE),
         define(Typecheck, TypecheckResult),
         define(RuffCheck, RuffCheckResult),
+        define(PytestRun, PytestRunResult, Permission.EXECUTE),
         define(GitStatus, GitStatusResult),
         define(GitDiff, GitDiffResult),
         define(GitLog, GitLogResult),

@@ -10,7 +10,7 @@ type Items = Annotated[int, Meta(ge=1, le=10_000, description="How many items at
 
 
 class Typecheck(Arguments, frozen=True, tag="typecheck"):
-    """Check the types of a file or folder with ty."""
+    """Check the types of Python with ty."""
 
     path: Path = "."
     limit: Items = 100
@@ -39,7 +39,7 @@ class TypecheckResult(Result, frozen=True):
 
 
 class RuffCheck(Arguments, frozen=True, tag="ruff_check"):
-    """Lint a file or folder with ruff, by the project's own rules."""
+    """Lint Python with ruff, by the project's rules."""
 
     path: Path = "."
     limit: Items = 100

@@ -9,8 +9,8 @@ from punie_protocol.tool_types import Arguments, Path, Result
 
 
 class Symbols(Arguments, frozen=True, tag="symbols"):
-    """Python symbols of a file or folder: its outline, or with `name` where that is defined and,
-    with `references`, who refers to it."""
+    """Python symbols: the outline of a file or folder, or where `name` is defined and, with
+    `references`, who refers to it."""
 
     path: Path = "."
     name: Annotated[

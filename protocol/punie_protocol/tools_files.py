@@ -40,7 +40,7 @@ class ReadFileResult(Result, frozen=True):
 
 
 class ListFiles(Arguments, frozen=True, tag="list_files"):
-    """List files, hidden and git-ignored ones left out. Sorted by path."""
+    """List files but hidden and git-ignored ones."""
 
     pattern: Glob = "*"
     path: Path = "."
@@ -48,7 +48,7 @@ class ListFiles(Arguments, frozen=True, tag="list_files"):
 
 
 class ListFilesResult(Result, frozen=True):
-    """`count` files exist; `files` holds them, cut to the limit when `truncated`."""
+    """`count` files exist; `files` holds them by path, cut to the limit when `truncated`."""
 
     count: int
     truncated: bool

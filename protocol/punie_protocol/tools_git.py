@@ -46,7 +46,7 @@ class GitStatusResult(Result, frozen=True):
 
 
 class GitDiff(Arguments, frozen=True, tag="git_diff"):
-    """Show changes: of the working tree, or what is `staged`, or against a `revision`."""
+    """Show changes of the working tree, or `staged` ones, or against a `revision`."""
 
     path: Path = "."
     staged: bool = False

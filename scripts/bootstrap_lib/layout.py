@@ -36,6 +36,12 @@ class Layout:
         return self.venv / "share" / "punie" / "openblas.path"
 
     @property
+    def bubblewrap_path(self) -> Path:
+        """Text file with the absolute path of the `bwrap` that the workers are to use; missing
+        where an installed one works, and where there is none."""
+        return self.venv / "share" / "punie" / "bubblewrap.path"
+
+    @property
     def stamp(self) -> Path:
         return self.tools / "bootstrap.json"
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-from bootstrap_lib import blas, interpreter, project, report, state, uv
+from bootstrap_lib import blas, interpreter, project, report, sandbox, state, uv
 from bootstrap_lib.layout import Layout
 from bootstrap_lib.report import BootstrapError, step
 
@@ -96,6 +96,8 @@ def _steps(layout: Layout) -> None:
         line.outcome = f"{project.installed_packages(layout)} packages, {outcome}"
     with step("openblas") as line:
         line.outcome = blas.provide(layout, found)
+    with step("sandbox") as line:
+        line.outcome = sandbox.provide(layout)
     state.remove(layout.tools / "apt")
 
 

@@ -42,6 +42,14 @@ OPENBLAS = Prefix(
 )
 
 
+BUBBLEWRAP = Prefix(
+    "bubblewrap",
+    1,
+    ("bubblewrap",),
+    leave_out=("libc6", "libc-bin", "libcrypt1", "libgcc-s1", "gcc-*-base"),
+)
+
+
 def is_complete(layout: Layout, prefix: Prefix, suite: str) -> bool:
     """Whether the folder was built to the end, for this place, in this way, from this suite."""
     return read_record(layout.tools / prefix.name / MARKER) == record(layout, prefix, suite)

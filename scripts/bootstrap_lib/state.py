@@ -29,7 +29,7 @@ def is_ready(layout: Layout) -> bool:
     """Whether the last run ended well, for these inputs, and its result still works."""
     if read_record(layout.stamp) != {"fingerprint": fingerprint(layout)}:
         return False
-    if not layout.venv_marker.is_file() or not _blas_is_there(layout):
+    if not layout.venv_marker.is_file() or not _named_are_there(layout):
         return False
     try:
         shell.run([layout.venv_python, "-I", "-S", "-c", "pass"], timeout_s=10)
@@ -38,12 +38,16 @@ def is_ready(layout: Layout) -> bool:
     return True
 
 
-def _blas_is_there(layout: Layout) -> bool:
+def _named_are_there(layout: Layout) -> bool:
+    """Whether the files exist that the machine was found to have; it may do without."""
+    return all(_names_a_file(path) for path in (layout.openblas_path, layout.bubblewrap_path))
+
+
+def _names_a_file(path: Path) -> bool:
     try:
-        named = layout.openblas_path.read_text(encoding="utf-8").strip()
+        return Path(path.read_text(encoding="utf-8").strip()).is_file()
     except FileNotFoundError:
-        return True  # a machine that does without
-    return Path(named).is_file()
+        return True
 
 
 def read_record(path: Path) -> dict[str, str]:

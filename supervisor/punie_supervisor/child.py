@@ -16,6 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
+from punie_protocol.client import WorkerStart
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.errors import LinkClosed
 from punie_protocol.link import FrameLink
@@ -28,6 +29,8 @@ TERM_GRACE: Final = 0.5
 """Seconds from SIGTERM to SIGKILL, the tail of the spec's `shutdown_s`."""
 LINK_GRACE: Final = 0.5
 """A child that closed its control link is killed after so many seconds."""
+
+_decoder = MessageDecoder[ToSupervisor]("the supervisor", ToSupervisor)
 
 
 class ChildState(StrEnum):
@@ -67,10 +70,11 @@ class Child:
     `link` is received from by one task; when that ends, await `finish`.
     """
 
-    def __init__(self, spec: ChildSpec, process: Process) -> None:
+    def __init__(self, spec: ChildSpec, process: Process, start: WorkerStart) -> None:
         self.spec = spec
         self.pid = process.pid
         self.state = ChildState.STARTING
+        self.start = start
         self.link: FrameLink[ToSupervisor]
         self._process = process
         self._reason = ""
@@ -78,7 +82,7 @@ class Child:
         self.log = logs.get(child=spec.id, pid=self.pid)
 
     @classmethod
-    async def spawn(cls, spec: ChildSpec, decoder: MessageDecoder[ToSupervisor]) -> Self:
+    async def spawn(cls, spec: ChildSpec, decoder: MessageDecoder[ToSupervisor] = _decoder) -> Self:
         """Start the process. Raises `OSError` when the program cannot be run.
 
         To be called from the main thread, see `Process.start`.
@@ -97,15 +101,36 @@ class Child:
             raise
         finally:
             theirs.close()
-        child = cls(spec, process)
+        return await cls.over(spec, process, ours, WorkerStart.SPAWN, decoder)
+
+    @classmethod
+    async def over(
+        cls,
+        spec: ChildSpec,
+        process: Process,
+        control: socket.socket,
+        start: WorkerStart,
+        decoder: MessageDecoder[ToSupervisor] = _decoder,
+    ) -> Self:
+        """Take over a process that has just begun, and our end of its control link."""
+        child = cls(spec, process, start)
         process.watch(child._over)
         try:
-            child.link = await FrameLink.over(ours, decoder, name=f"{spec.id} (pid {child.pid})")
+            name = f"{spec.id} (pid {child.pid})"
+            child.link = await FrameLink.over(control, decoder, name=name)
             await process.read_output()
         except BaseException:
             child.send_signal(signal.SIGKILL)
             raise
         return child
+
+    def rename(self, spec: ChildSpec, start: WorkerStart) -> None:
+        """Be the child of another spec, of the same program, from now on."""
+        self.spec = spec
+        self.start = start
+        self.log = logs.get(child=spec.id, pid=self.pid)
+        self.link.name = f"{spec.id} (pid {self.pid})"
+        self._process.rename(spec.id)
 
     def become(self, state: ChildState) -> None:
         """Change state; an edge that the table lacks is a defect."""

@@ -14,6 +14,8 @@ from punie_supervisor.paths import Paths
 
 MODEL_HOST: Final = "model-host"
 """Id of the model host's spec."""
+FORK_SERVER: Final = "fork-server"
+"""Id of the fork server's spec."""
 
 _SHARED = re.compile(r"(HOME|PATH|LANG|LC_[A-Z]+|TMPDIR|TZ|USER|LOGNAME|PUNIE_[A-Z0-9_]+)\Z")
 _SECRET = re.compile(r"_(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)\Z")
@@ -61,6 +63,9 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     worker: tuple[str, ...] = (
         *(sys.executable, "-m", "punie_workers.main", "--control-fd", "{fd}"),
     )
+    fork_server: tuple[str, ...] = (
+        *(sys.executable, "-m", "punie_workers.fork_server", "--control-fd", "{fd}"),
+    )
 
 
 def child_environment(environ: Mapping[str, str], role: Role) -> dict[str, str]:
@@ -102,6 +107,24 @@ def worker_spec(id: str, paths: Paths, environ: Mapping[str, str], programs: Pro
         restart=Restart.TRANSIENT,
         cwd=_private(paths.run_dir),
     )
+
+
+def fork_server_spec(worker: ChildSpec, programs: Programs, *, servers: bool) -> ChildSpec:
+    """Return the spec of the fork server for workers like this one; with `servers` it has what they
+    need for models of other servers, too."""
+    return ChildSpec(
+        id=FORK_SERVER,
+        command=(*programs.fork_server, *(["--servers"] if servers else [])),
+        environment=worker.environment,
+        restart=Restart.PERMANENT,
+        cwd=worker.cwd,
+    )
+
+
+def spare_spec(worker: ChildSpec) -> ChildSpec:
+    """Return the spec of a worker that imports everything and then waits to be needed."""
+    command = (*worker.command, "--spare")
+    return msgspec.structs.replace(worker, id="spare", command=command)
 
 
 def _private(folder: Path) -> str:

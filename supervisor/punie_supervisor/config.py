@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Meta
 
 from punie_protocol import backends
 from punie_protocol.backends import Server
 from punie_protocol.errors import InvalidRequest, ModelUnavailable, PunieError
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import PermissionSettings, check_settings
 from punie_supervisor import config_faults
@@ -21,13 +23,16 @@ EMBEDDED: Final = "embedded"
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings with their defaults. `model` is a name, a path or a server's address, `isolation`
-    that of projects which do not say otherwise, `servers` are model servers besides our own host,
-    no two with one address."""
+    that of projects which do not say otherwise; one that is idle for `idle_s` seconds becomes
+    passive. `servers` are model servers besides our own host, no two with one address."""
 
     model: str = EMBEDDED
     isolation: Isolation = Isolation.PROCESS
     permissions: PermissionSettings = PermissionSettings()
     servers: list[Server] = []
+    idle_s: Annotated[float, Meta(gt=0, le=604_800)] = 900.0
+    limits: WorkerLimits = WorkerLimits()
+    sandbox: SandboxSettings = SandboxSettings()
 
     @classmethod
     def load(cls, paths: Paths) -> Self:
@@ -62,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if backends.is_backend(self.model):
             backends.parse(self.model)
         check_settings(self.permissions)
+        _check_sandbox(self.sandbox)
         seen: dict[str, int] = {}
         for number, server in enumerate(self.servers):
             where = f"servers[{number}]"
@@ -91,6 +97,17 @@ def key_of(server: Server, environ: Mapping[str, str]) -> str:
             hint="set it, then: punie restart",
         )
     )
+
+
+def _check_sandbox(sandbox: SandboxSettings) -> None:
+    for key, places in (("read", sandbox.read), ("write", sandbox.write)):
+        for number, place in enumerate(places):
+            if not place.startswith(("/", "~/")):
+                text = f"sandbox.{key}[{number}]: {place[:200]!r} is not an absolute path"
+                raise _refused(text, "begin it with / or with ~/ (your home)")
+    for number, name in enumerate(sandbox.environment):
+        if not name.isidentifier():
+            raise _refused(f"sandbox.environment[{number}]: {name!r} is no variable's name")
 
 
 def _check_server(where: str, server: Server) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import inspect
 
 _AT: Final = re.compile(r" - at `\$\.?(.*)`$")
+_TABLE: Final = re.compile(r"^(permissions|limits|sandbox)\.")
 _STEP: Final = re.compile(r"\w+|\[\d+\]")
 _UNKNOWN: Final = re.compile(r"^Object contains unknown field `(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `(.*)`$")
@@ -43,7 +44,7 @@ def explain(text: str, kind: type[msgspec.Struct]) -> tuple[str, str]:
 
 def in_words(path: str) -> str:
     """Return a key's path as it stands in the file: the table in brackets."""
-    return re.sub(r"^permissions\.", "[permissions] ", path)
+    return _TABLE.sub(r"[\1] ", path)
 
 
 def _prefixed(where: str, text: str) -> str:

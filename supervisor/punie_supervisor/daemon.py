@@ -15,6 +15,7 @@ from punie_supervisor.journal import Journal
 from punie_supervisor.listener import listen
 from punie_supervisor.model import ModelHost
 from punie_supervisor.models import Models
+from punie_supervisor.nursery import Nursery
 from punie_supervisor.paths import Paths
 from punie_supervisor.registry import Registry
 from punie_supervisor.requests import Requests
@@ -23,10 +24,12 @@ from punie_supervisor.servers import Servers
 from punie_supervisor.status import Reporter
 from punie_supervisor.switchboard import Switchboard
 from punie_supervisor.turn import Pending, error_raw
-from punie_supervisor.workers import WorkerPool
+from punie_supervisor.workers import Surroundings, WorkerPool
 
 SHUTDOWN_TIMEOUT: Final = 4.5
 """Seconds from the wish to stop until the rest is killed."""
+TICK: Final = 1.0
+"""Seconds between two looks at the clock."""
 FLUSH_TIMEOUT: Final = 0.5
 """Seconds for clients to take their last messages."""
 
@@ -78,18 +81,22 @@ class Daemon:
     async def _serve(self, journal: Journal, listening: Callable[[], None]) -> None:
         registry = Registry(journal, self._config.isolation)
         models = self._models()
+        elsewhere = is_backend(self._model) or bool(self._config.servers)
+        nursery = Nursery(self._programs, servers=elsewhere)
         routes = Router(question_timeout=self._question_timeout)
         board = Switchboard(journal, registry, routes, shut_down=self.stop)
         workers = WorkerPool[Pending](
-            self._worker_spec, str(self._paths.model_socket), board, self._config.permissions
+            self._worker_spec, self._surroundings(), registry, board, birth=nursery.spawn
         )
         board.connect(
             workers,
             models,
-            Reporter(self._paths, journal, models, workers),
+            Reporter(self._paths, journal, models, workers, registry, self._config.limits),
             Requests(journal, self._paths.journal, registry, workers, models),
         )
         accepted = await journal.run(ops.accepted_prompts)
+        await nursery.start()
+        workers.start()
         ticking = asyncio.create_task(self._tick(board))
         deadline = asyncio.get_running_loop().time() + SHUTDOWN_TIMEOUT
         try:
@@ -105,7 +112,8 @@ class Daemon:
                 await self._flush(board)
         finally:
             ticking.cancel()
-            await self._end(board, workers, models, deadline)
+            await self._end(board, nursery, workers, models, deadline)
+            await nursery.close()
             # What a worker had and did not end in time. A broken journal must not fail the stop.
             await journal.submit(ops.interrupt_running_prompts, _interrupted())
 
@@ -119,6 +127,7 @@ class Daemon:
     async def _end(
         self,
         board: Switchboard,
+        nursery: Nursery,
         workers: WorkerPool[Pending],
         models: Models,
         deadline: float,
@@ -127,18 +136,21 @@ class Daemon:
         await board.tasks.cancel()
         try:
             async with asyncio.timeout_at(deadline):
-                await workers.close(reason)
+                await asyncio.gather(workers.close(reason), nursery.stop())
                 await asyncio.gather(models.host.close(reason), models.servers.close())
         except TimeoutError:
             for keeper in [*workers.keepers.values(), models.host.keeper]:
-                keeper.kill("it did not stop in time")
+                keeper.end_now("it did not stop in time")
             models.servers.kill("it did not stop in time")
         logs.get(pid=os.getpid()).info("daemon.stopped", reason=reason)
 
     async def _tick(self, board: Switchboard) -> None:
         while True:
-            await asyncio.sleep(1.0)
-            board.tick()
+            await asyncio.sleep(TICK)
+            try:
+                board.tick()
+            except Exception:  # noqa: BLE001 - a defect is logged, and the clock goes on
+                logs.get().exception("tick.defect")
 
     def _models(self) -> Models:
         ours = [name for name in (self._model, self._config.model) if not is_backend(name)]
@@ -149,6 +161,24 @@ class Daemon:
         )
         servers = Servers(self._config.servers, str(self._paths.run_dir), self._environ)
         return Models(host, servers, self._model)
+
+    def _surroundings(self) -> Surroundings:
+        paths, config = self._paths, self._config
+        ours = (paths.run_dir, paths.state_dir, paths.config_dir, paths.data_dir)
+        return Surroundings(
+            model_socket=str(paths.model_socket),
+            permissions=config.permissions,
+            sandbox=config.sandbox,
+            variables={
+                name: self._environ[name]
+                for name in config.sandbox.environment
+                if name in self._environ
+            },
+            limits=config.limits,
+            hidden=[str(folder) for folder in ours],
+            run_dir=paths.run_dir,
+            idle_s=config.idle_s,
+        )
 
     def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
         return child_spec.model_host_spec(self._paths, model, self._environ, self._programs)

@@ -1,10 +1,10 @@
-"""Every statement on the journal: plain functions over a connection inside a transaction.
+"""The journal's statements on sessions and prompts: plain functions over a connection inside a
+transaction. Those on projects are `journal_projects`'.
 
 They run on the journal's thread, through `Journal.run` or `Journal.submit`. Times are Unix
 seconds. An exception undoes that one operation.
 """
 
-import sqlite3
 import time
 from enum import StrEnum
 from typing import Final
@@ -12,11 +12,10 @@ from typing import Final
 import msgspec
 
 from punie_protocol.errors import InvalidRequest, NotFound, PunieError
-from punie_protocol.messages.common import Isolation
 from punie_protocol.messages.to_worker import Effect
 from punie_protocol.permissions import Grant, Mode
-
-type Db = sqlite3.Connection
+from punie_supervisor.journal_projects import ProjectRow, project
+from punie_supervisor.journal_schema import Db
 
 
 class PromptState(StrEnum):
@@ -37,15 +36,6 @@ MAX_STEP_ARGUMENTS: Final = 4 * 1024 * 1024
 """Bytes of arguments that the effects of one step come back with; further ones come without."""
 
 
-class ProjectRow(msgspec.Struct, frozen=True):
-    """A project. `trusted` is the digest of its own settings as the user trusted them."""
-
-    id: str
-    root: str
-    isolation: Isolation
-    trusted: str = ""
-
-
 class SessionRow(msgspec.Struct, frozen=True):
     """A session with its project."""
 
@@ -60,16 +50,6 @@ class SessionSummary(msgspec.Struct, frozen=True):
     root: str
     title: str
     updated_at: float
-
-
-class ProjectSummary(msgspec.Struct, frozen=True):
-    """A line of the status report."""
-
-    id: str
-    root: str
-    isolation: Isolation
-    sessions: int
-    last_session: str | None
 
 
 class AcceptedPrompt(msgspec.Struct, frozen=True):
@@ -106,28 +86,6 @@ class PromptRow(msgspec.Struct, frozen=True):
     error: bytes | None
 
 
-def ensure_project(db: Db, id: str, root: str, isolation: Isolation) -> ProjectRow:
-    """Return the project at `root`, made with `isolation` if it is new."""
-    db.execute(
-        "INSERT INTO projects VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        (id, root, isolation.value, time.time()),
-    )
-    row = db.execute("SELECT isolation FROM projects WHERE id = ?", (id,)).fetchone()
-    return ProjectRow(id, root, Isolation(row[0]), _trusted(db, id))
-
-
-def set_isolation(db: Db, project_id: str, isolation: Isolation) -> None:
-    """Change a project's isolation."""
-    db.execute("UPDATE projects SET isolation = ? WHERE id = ?", (isolation.value, project_id))
-
-
-def set_trust(db: Db, project_id: str, digest: str) -> None:
-    """The user trusts a project's own settings as `digest` says; an empty one ends that."""
-    db.execute("DELETE FROM trust WHERE project_id = ?", (project_id,))
-    if digest:
-        db.execute("INSERT INTO trust VALUES (?, ?, ?)", (project_id, digest, time.time()))
-
-
 def create_session(db: Db, session_id: str, project_id: str, mode: Mode | None = None) -> None:
     """Add an empty session."""
     now = time.time()
@@ -162,15 +120,10 @@ def remove_session(db: Db, session_id: str) -> None:
 
 def session(db: Db, session_id: str) -> SessionRow:
     """Return the session. Raises `PunieError` (`NotFound`)."""
-    row = db.execute(
-        "SELECT p.id, p.root, p.isolation FROM sessions s JOIN projects p ON p.id = s.project_id"
-        " WHERE s.id = ?",
-        (session_id,),
-    ).fetchone()
+    row = db.execute("SELECT project_id FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if row is None:
         raise _no_session(session_id)
-    project = ProjectRow(row[0], row[1], Isolation(row[2]), _trusted(db, row[0]))
-    return SessionRow(session_id, project)
+    return SessionRow(session_id, project(db, row[0]))
 
 
 def list_sessions(
@@ -186,18 +139,6 @@ def list_sessions(
         (root, *(before or (None, None)), limit),
     )
     return [SessionSummary(*row) for row in rows]
-
-
-def list_projects(db: Db, limit: int) -> list[ProjectSummary]:
-    """Return projects in order of their root, with their sessions counted."""
-    rows = db.execute(
-        "SELECT p.id, p.root, p.isolation, count(s.id),"
-        " (SELECT id FROM sessions WHERE project_id = p.id ORDER BY updated_at DESC LIMIT 1)"
-        " FROM projects p LEFT JOIN sessions s ON s.project_id = p.id"
-        " GROUP BY p.id ORDER BY p.root LIMIT ?",
-        (limit,),
-    )
-    return [ProjectSummary(id, root, Isolation(at), n, last) for id, root, at, n, last in rows]
 
 
 def accept_prompt(
@@ -388,11 +329,6 @@ def _prompt(db: Db, prompt_id: str) -> PromptRow | None:
         "SELECT session_id, state, response, error FROM prompts WHERE id = ?", (prompt_id,)
     ).fetchone()
     return row and PromptRow(row[0], PromptState(row[1]), row[2], row[3])
-
-
-def _trusted(db: Db, project_id: str) -> str:
-    row = db.execute("SELECT digest FROM trust WHERE project_id = ?", (project_id,)).fetchone()
-    return row[0] if row else ""
 
 
 def _no_session(session_id: str) -> PunieError:

@@ -11,6 +11,8 @@ from typing import Final
 
 from punie_protocol.errors import InvalidRequest, PunieError
 
+type Db = sqlite3.Connection
+
 MIGRATIONS: Final = (
     """
     CREATE TABLE projects (
@@ -89,6 +91,10 @@ MIGRATIONS: Final = (
         at REAL NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE projects ADD COLUMN confined TEXT NOT NULL DEFAULT '';
+    ALTER TABLE projects ADD COLUMN unconfined INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 
@@ -115,7 +121,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    _check_version(db, path)
+    check_version(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
@@ -126,7 +132,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
-def _check_version(db: sqlite3.Connection, path: Path) -> None:
+def check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Raise `PunieError` for a journal that a newer Punie wrote."""
     if (version := _version(db)) > len(MIGRATIONS):
         raise PunieError(
             InvalidRequest(

@@ -9,13 +9,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from punie_protocol.codec import MessageDecoder
 from punie_protocol.errors import (
     Internal,
     InvalidRequest,
@@ -36,7 +35,8 @@ PING_EVERY: Final = 5.0
 SILENCE: Final = 30.0
 """Seconds without any message after which a child counts as hung and is killed."""
 
-_decoder = MessageDecoder[ToSupervisor]("the supervisor", ToSupervisor)
+type Birth = Callable[[ChildSpec], Awaitable[Child]]
+"""Starts a child of a spec. Raises `OSError` when it cannot be run."""
 
 
 class KeeperState(StrEnum):
@@ -62,9 +62,10 @@ TRANSITIONS: Final = {
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
-    """The supervisor's three messages as this kind of child reads them."""
+    """The supervisor's three messages as this kind of child reads them; `welcome` is made for each
+    life anew, and may raise `OSError`: that life is over then."""
 
-    welcome: msgspec.Struct
+    welcome: Callable[[Child], msgspec.Struct]
     ping: Callable[[int], msgspec.Struct]
     stop: Callable[[str, float], msgspec.Struct]
 
@@ -78,6 +79,10 @@ class Inmate(Protocol):
 
     async def message(self, child: Child, message: ToSupervisor) -> None:
         """It said something else than hello, ready or pong, perhaps before READY."""
+        ...
+
+    def pong(self, child: Child, pong: Pong) -> None:
+        """It answered a ping."""
         ...
 
     async def down(self, child: Child, exit: Exit) -> None:
@@ -95,6 +100,7 @@ class Keeper:
         inmate: Inmate,
         *,
         clock: Callable[[], float] = time.monotonic,
+        birth: Birth | None = None,
     ) -> None:
         self.spec = spec
         self.state = KeeperState.IDLE
@@ -104,6 +110,7 @@ class Keeper:
         self._dialect = dialect
         self._inmate = inmate
         self._clock = clock
+        self._birth = birth or Child.spawn
         self._policy = RestartPolicy(spec.restart, intensity=spec.intensity, period_s=spec.period_s)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -181,6 +188,11 @@ class Keeper:
         if self.child is not None:
             self.child.kill(reason)
 
+    def end_now(self, reason: str) -> None:
+        """SIGKILL the child, if there is one, for good: what `close` did not come to in time."""
+        self._ending = True
+        self.kill(reason)
+
     async def _run(self) -> None:
         try:
             while await self._again(await self._one_life()):
@@ -192,7 +204,7 @@ class Keeper:
             self._give_up("defect in its supervision; see the log")
 
     async def _again(self, exit: Exit | PunieError) -> bool:
-        if self.state is KeeperState.STOPPING:
+        if self.state is KeeperState.STOPPING or self._ending:
             self._become(KeeperState.IDLE)
             return False
         failed = isinstance(exit, PunieError) or exit.failed
@@ -211,13 +223,15 @@ class Keeper:
                 self._become(KeeperState.BACKOFF)
                 self.log.info("child.restarting", after_s=seconds, reason=reason)
                 await asyncio.sleep(seconds)
-                return True
+                if self._ending:
+                    self._become(KeeperState.IDLE)
+                return not self._ending
 
     async def _one_life(self) -> Exit | PunieError:
         started = self._clock()
         self.child = None
         try:
-            child = self.child = await Child.spawn(self.spec, _decoder)
+            child = self.child = await self._birth(self.spec)
         except OSError as error:
             program = self.spec.command[0]
             return PunieError(Internal(message=f"cannot run {program}: {error.strerror}"))
@@ -253,8 +267,15 @@ class Keeper:
                     InvalidRequest(message=f"expected hello, got {type(hello).__name__}")
                 )
             check_protocol(hello.protocol)
-            child.link.send_nowait(self._dialect.welcome)
+            child.link.send_nowait(self._welcome(child))
             return
+
+    def _welcome(self, child: Child) -> msgspec.Struct:
+        try:
+            return self._dialect.welcome(child)
+        except OSError as error:
+            text = f"cannot prepare for {self.spec.id}: {error}"
+            raise PunieError(Internal(message=text)) from None
 
     async def _receive(self, child: Child, started: float, timer: asyncio.TimerHandle) -> None:
         pings: asyncio.Task[None] | None = None
@@ -262,7 +283,7 @@ class Keeper:
             async for message in child.link:
                 match message:
                     case Pong():
-                        pass
+                        self._inmate.pong(child, message)
                     case Ready() if child.state is ChildState.STARTING:
                         timer.cancel()
                         child.become(ChildState.READY)

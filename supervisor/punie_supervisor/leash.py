@@ -15,6 +15,7 @@ from typing import Final
 CANNOT_RUN: Final = 127
 """Exit status when there is no such program, as of a shell."""
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def _end_with(parent: int) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):  # its orphans stay its own while it lives
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:  # it has ended, and the signal will not come
         os._exit(0)

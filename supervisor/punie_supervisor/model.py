@@ -26,7 +26,7 @@ from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_model_host
 from punie_protocol.messages.common import Limits, ModelInfo
-from punie_protocol.messages.to_supervisor import Load, ModelState, ToSupervisor
+from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, ToSupervisor
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec
 from punie_supervisor.keeper import Dialect, Keeper, KeeperState
@@ -65,7 +65,9 @@ class ModelHost:
         self._line: deque[object] = deque()
         self._changed = asyncio.Event()
         dialect = Dialect(
-            welcome=to_model_host.Welcome(protocol=PROTOCOL, version=version(), limits=Limits()),
+            welcome=lambda _: to_model_host.Welcome(
+                protocol=PROTOCOL, version=version(), limits=Limits()
+            ),
             ping=lambda nonce: to_model_host.Ping(nonce=nonce),
             stop=lambda reason, seconds: to_model_host.Stop(reason=reason, deadline_s=seconds),
         )
@@ -247,6 +249,9 @@ class ModelHost:
             child.log.info("model." + message.state.value, model=message.name)
             self._loaded(message)
         self._news()
+
+    def pong(self, child: Child, pong: Pong) -> None:
+        """Nothing in it is news."""
 
     async def down(self, child: Child, exit: Exit) -> None:
         self._state = None

@@ -11,9 +11,10 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Self
+from functools import partial
+from typing import Final, Self
 
-from punie_supervisor import logs
+from punie_supervisor import logs, strays
 
 PIPE_GRACE: Final = 0.1
 """After the end, its pipes may be held open by a descendant for so many seconds."""
@@ -30,18 +31,19 @@ class Process:
     `secret`; `tail` are the last ones."""
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], output: int, log: Any, secret: str = ""
+        self, id: str, pid: int, reap: Callable[[], int], output: int, secret: str = ""
     ) -> None:
-        self.pid = popen.pid
+        self.pid = pid
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.over = False
-        self._popen = popen
+        self._reap = reap
         self._output = output
-        self._log = log
+        self.rename(id)
         self._secret = secret
         self._lines = logs.LineLimit(MAX_LINES, self._output_dropped)
         self._output_over = asyncio.Event()
         self._pipe: asyncio.BaseTransport | None = None
+        strays.remember(pid)
 
     @classmethod
     def start(
@@ -76,7 +78,18 @@ class Process:
             raise
         finally:
             os.close(write)
-        return cls(popen, read, logs.get(child=id, pid=popen.pid), secret)
+        return cls(id, popen.pid, popen.wait, read, secret)
+
+    @classmethod
+    def adopt(cls, id: str, pid: int, output: int) -> Self:
+        """Take over a child of this process that another one forked. It leads a session; `output`
+        is the reading end of its output, from now on owned here. `watch` and `read_output` are to
+        follow at once."""
+        return cls(id, pid, partial(_reap, pid), output)
+
+    def rename(self, id: str) -> None:
+        """Log as `id` from now on."""
+        self._log = logs.get(child=id, pid=self.pid)
 
     def watch(self, ended: Callable[[int], None]) -> None:
         """Have `ended` called once, with the exit code (negative for a signal), when it has."""
@@ -132,9 +145,11 @@ class Process:
         for pid in _session(self.pid):  # programs of a worker have groups of their own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        code = self._popen.wait()
+        code = self._reap()
+        strays.forget(self.pid)
         self.over = True
         ended(code)
+        strays.sweep()
 
     def _say(self, line: str) -> None:
         if self._secret:
@@ -145,6 +160,10 @@ class Process:
 
     def _output_dropped(self, lines: int) -> None:
         self._log.warning("child.output_dropped", lines=lines)
+
+
+def _reap(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _session(id: int) -> list[int]:

@@ -2,30 +2,57 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Generator
 
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.common import Isolation
 from punie_supervisor import journal_ops as ops
-from punie_supervisor import placement
+from punie_supervisor import journal_projects as projects
+from punie_supervisor import roots
 from punie_supervisor.journal import Journal
 
 
 class Project:
-    """A project. `turns` counts its prompts under way, waiting ones too; `trusted` is the digest of
-    its own settings as the user trusted them, or empty."""
+    """A project. `turns` counts what keeps it where it is: its prompts under way, waiting ones too,
+    and other requests. `programs` counts its background commands. The rest is the journal's, see
+    `ProjectRow`."""
 
-    def __init__(self, row: ops.ProjectRow) -> None:
+    def __init__(self, row: projects.ProjectRow) -> None:
         self.id = row.id
         self.root = row.root
         self.isolation = row.isolation
         self.trusted = row.trusted
+        self.confined = row.confined
+        self.unconfined = row.unconfined
         self.turns = 0
+        self.programs = 0
+        self._used = time.monotonic()
 
     @property
-    def worker_id(self) -> str:
-        """The worker it belongs to."""
-        return placement.worker_id(self.id, self.isolation)
+    def level(self) -> Isolation:
+        """The level at which it runs now."""
+        return Isolation.PROCESS if self.confined else self.isolation
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since it was last in use; 0 while it is."""
+        return 0.0 if self.turns or self.programs else time.monotonic() - self._used
+
+    @contextlib.contextmanager
+    def counted(self) -> Generator[None]:
+        """Count a turn while the context is open."""
+        self.turns += 1
+        try:
+            yield
+        finally:
+            self.turns -= 1
+            self._used = time.monotonic()
+
+    def running(self, programs: int) -> None:
+        """Note how many background commands it has now."""
+        self.programs = programs
+        self._used = time.monotonic()
 
 
 class Session:
@@ -41,12 +68,11 @@ class Session:
     def counted(self) -> Generator[None]:
         """Count a turn, here and in the project, while the context is open."""
         self.turns += 1
-        self.project.turns += 1
         try:
-            yield
+            with self.project.counted():
+                yield
         finally:
             self.turns -= 1
-            self.project.turns -= 1
 
 
 class Registry:
@@ -68,33 +94,44 @@ class Registry:
 
     async def project(self, cwd: str) -> Project:
         """Return the project at `cwd`, made if it is new. Raises `PunieError`."""
-        root = await asyncio.to_thread(placement.resolve_root, cwd)
-        id = placement.project_id(root)
-        return self._known(await self._journal.run(ops.ensure_project, id, root, self._default))
+        root = await asyncio.to_thread(roots.resolve_root, cwd)
+        id = roots.project_id(root)
+        return self._known(
+            await self._journal.run(projects.ensure_project, id, root, self._default)
+        )
 
-    async def set_isolation(self, project: Project, isolation: Isolation) -> str | None:
-        """Move an idle project to another level; return the id of the worker it left, if any.
+    async def set_isolation(self, project: Project, isolation: Isolation) -> None:
+        """Move an idle project to another level; it is no longer confined.
 
         Raises `PunieError` (`InvalidRequest`) while a prompt of it is under way.
         """
         async with self._moving:
-            if project.isolation is isolation:
-                return None
+            if project.isolation is isolation and not project.confined:
+                return
             if project.turns:
                 raise PunieError(_busy(project, isolation))
             # Before the journal has it: a prompt that comes meanwhile goes where the project goes.
-            left, before = project.worker_id, project.isolation
-            project.isolation = isolation
+            before = project.isolation, project.confined
+            project.isolation, project.confined = isolation, ""
             try:
-                await self._journal.run(ops.set_isolation, project.id, isolation)
+                await self._journal.run(projects.set_isolation, project.id, isolation)
             except PunieError:
-                project.isolation = before
+                project.isolation, project.confined = before
                 raise
-            return left
+
+    async def confine(self, project: Project, reason: str) -> None:
+        """Have the project run alone, at once; submitted to the journal, not waited for."""
+        project.confined = reason
+        await self._journal.submit(projects.confine, project.id, reason)
+
+    async def set_unconfined(self, project: Project, unconfined: bool) -> None:
+        """Keep whether its commands may run where there is no sandbox."""
+        await self._journal.run(projects.set_unconfined, project.id, unconfined)
+        project.unconfined = unconfined
 
     async def set_trust(self, project: Project, digest: str) -> None:
         """Keep the user's trust in a project's own settings; an empty digest ends it."""
-        await self._journal.run(ops.set_trust, project.id, digest)
+        await self._journal.run(projects.set_trust, project.id, digest)
         project.trusted = digest
 
     def known(self, project_id: str) -> Project | None:
@@ -105,17 +142,13 @@ class Registry:
         """Drop a session that was not made after all."""
         self._sessions.pop(session_id, None)
 
-    def sharing(self, worker_id: str) -> list[Project]:
-        """Return the projects placed in that worker."""
-        return [project for project in self._projects.values() if project.worker_id == worker_id]
-
-    def _known(self, row: ops.ProjectRow) -> Project:
+    def _known(self, row: projects.ProjectRow) -> Project:
         return self._projects.setdefault(row.id, Project(row))
 
 
 def _busy(project: Project, isolation: Isolation) -> InvalidRequest:
     return InvalidRequest(
         message=f"{project.root} has a prompt under way at isolation level "
-        f"{project.isolation.value}; it cannot move to {isolation.value} now",
+        f"{project.level.value}; it cannot move to {isolation.value} now",
         hint="wait for its end, or leave the isolation level out",
     )

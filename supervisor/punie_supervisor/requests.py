@@ -12,7 +12,7 @@ import msgspec
 from punie_protocol.client import PromptReport, TrustReport
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_supervisor import journal_ops as ops
-from punie_supervisor import logs, perf, placement, router, trust
+from punie_supervisor import logs, perf, roots, router, trust
 from punie_supervisor.journal import Journal
 from punie_supervisor.models import Models
 from punie_supervisor.registry import Registry
@@ -56,7 +56,7 @@ class Requests:
         mode = request.params.mode
         session = await self._registry.session(request.params.session_id)
         await self._journal.run(ops.set_mode, session.id, mode)
-        if worker := self._workers.live(session.project.worker_id):
+        if worker := self._workers.of_session(session.id):
             worker.set_mode(session.id, mode)
         logs.get(session=session.id).info("session.mode", mode=mode.value)
         return {}
@@ -68,12 +68,22 @@ class Requests:
         found = await asyncio.to_thread(trust.look, project.root, check=wanted)
         digest = found.digest if wanted else ""
         await self._registry.set_trust(project, digest)
-        if worker := self._workers.live(project.worker_id):
+        for worker in self._workers.having(project.id):
             worker.set_trust(project.id, digest)
         logs.get(root=project.root).info("project.trust", digest=digest)
         return TrustReport(
             root=project.root, files=found.files, digest=found.digest, trusted=bool(digest)
         )
+
+    async def set_unconfined(self, request: router.Unconfined) -> dict[str, Any]:
+        """``_punie/unconfined``: durable, then told to the worker where the project is open."""
+        project = await self._registry.project(request.params.cwd)
+        unconfined = request.params.unconfined
+        await self._registry.set_unconfined(project, unconfined)
+        for worker in self._workers.having(project.id):
+            worker.set_unconfined(project.id, unconfined)
+        logs.get(root=project.root).info("project.unconfined", unconfined=unconfined)
+        return {}
 
     async def perf(self, request: router.Perf) -> msgspec.Raw:
         """``_punie/perf``"""
@@ -91,14 +101,10 @@ class Requests:
         query = request.params
         self._models.check(query.model)
         project = await self._registry.project(query.cwd)
-        project.turns += 1  # keeps it from being moved meanwhile
-        try:
-            with ExitStack() as held:
-                backend = await self._models.obtain(query.model, _no_progress, held)
-                worker = await self._workers.place(project)
-                return await worker.describe(project.id, backend)
-        finally:
-            project.turns -= 1
+        with project.counted(), ExitStack() as held:
+            backend = await self._models.obtain(query.model, _no_progress, held)
+            worker = await self._workers.place(project)
+            return await worker.describe(project.id, backend)
 
 
 def _no_progress(text: str, done: int, total: int) -> None:
@@ -107,7 +113,7 @@ def _no_progress(text: str, done: int, total: int) -> None:
 
 async def _real_path(cwd: str | None) -> str | None:
     # Not `resolve_root`: a folder that is gone still has its sessions.
-    return None if cwd is None else await asyncio.to_thread(placement.real_path, cwd)
+    return None if cwd is None else await asyncio.to_thread(roots.real_path, cwd)
 
 
 def _session_info(summary: ops.SessionSummary) -> dict[str, str]:

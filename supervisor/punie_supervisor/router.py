@@ -76,6 +76,10 @@ class Isolate(Begin[client.Isolate], frozen=True):
     """``_punie/isolate``"""
 
 
+class Unconfined(Begin[client.Unconfined], frozen=True):
+    """``_punie/unconfined``"""
+
+
 class Report(msgspec.Struct, frozen=True):
     """``_punie/status``"""
 
@@ -134,6 +138,7 @@ type Instruction = (
     | Perf
     | DescribePrompt
     | Isolate
+    | Unconfined
     | Report
     | ShutDown
     | CancelSession
@@ -319,7 +324,7 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             return ListSessions(connection, id, acp.params(raw, acp.ListSessions), raw)
         case acp.SESSION_SET_MODE:
             return SetMode(connection, id, acp.params(raw, acp.SetMode), raw)
-        case client.ISOLATE | client.TRUST | client.PERF | client.PROMPT:
+        case client.ISOLATE | client.UNCONFINED | client.TRUST | client.PERF | client.PROMPT:
             return _extension(connection, id, method, raw)
         case client.STATUS:
             return Report(id)
@@ -336,6 +341,8 @@ def _extension(connection: int, id: RpcId, method: str, raw: Raw) -> Instruction
     match method:
         case client.ISOLATE:
             return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
+        case client.UNCONFINED:
+            return Unconfined(connection, id, acp.params(raw, client.Unconfined), raw)
         case client.TRUST:
             return Trust(connection, id, acp.params(raw, client.Trust), raw)
         case client.PERF:

@@ -12,10 +12,11 @@ from punie_protocol.messages.to_supervisor import (
     StoreTrust,
 )
 from punie_supervisor import journal_ops as ops
+from punie_supervisor import journal_projects as projects
 from punie_supervisor.journal import Journal, fault_of
 from punie_supervisor.registry import Registry
 from punie_supervisor.turn import Pending
-from punie_supervisor.workers import Worker
+from punie_supervisor.worker import Worker
 
 type Store = StoreDelta | StoreGrant | StoreTrust | EffectStarted | EffectFinished
 
@@ -48,7 +49,7 @@ class Stores:
             case StoreGrant(session_id=session, grant=grant):
                 return await submit(ops.store_grant, session, grant)
             case StoreTrust(project_id=project, digest=digest):
-                return await submit(ops.set_trust, project, digest)
+                return await submit(projects.set_trust, project, digest)
             case EffectStarted(effect_id=effect, session_id=session, prompt_id=prompt):
                 step = (message.ordinal, message.tool, message.arguments)
                 return await submit(ops.start_effect, effect, session, prompt, *step)

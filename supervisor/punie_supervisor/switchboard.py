@@ -10,7 +10,7 @@ from typing import Any, Final, assert_never
 from msgspec import UNSET
 
 from punie_protocol import jsonrpc
-from punie_protocol.client import SessionMeta
+from punie_protocol.client import IsolateReport, SessionMeta
 from punie_protocol.errors import (
     Internal,
     Overloaded,
@@ -40,7 +40,8 @@ from punie_supervisor.stores import Stores
 from punie_supervisor.tasks import Tasks
 from punie_supervisor.turn import Opening, Pending, Turn
 from punie_supervisor.turns import Turns
-from punie_supervisor.workers import FromWorker, Worker, WorkerPool
+from punie_supervisor.worker import Worker
+from punie_supervisor.workers import FromWorker, WorkerPool
 
 OPENING_TIMEOUT: Final = 60.0
 """Seconds a worker may take to answer ``session/new``."""
@@ -129,6 +130,8 @@ class Switchboard:
                 self._answer(connection, id, self._requests.list_sessions, instruction)
             case router.SetMode(id=id):
                 self._answer(connection, id, self._requests.set_mode, instruction)
+            case router.Unconfined(id=id):
+                self._answer(connection, id, self._requests.set_unconfined, instruction)
             case router.Trust(id=id):
                 self._answer(connection, id, self._requests.trust, instruction)
             case router.Perf(id=id):
@@ -225,31 +228,34 @@ class Switchboard:
     def tick(self) -> None:
         """Look at the clock, about every second."""
         self.deliver(self._routes.tick(time.monotonic()))
+        self._workers.tick()
 
     # requests
 
-    async def _isolate(self, request: router.Isolate) -> dict[str, Any]:
+    async def _isolate(self, request: router.Isolate) -> IsolateReport:
         project = await self._registry.project(request.params.cwd)
+        before, confined = project.isolation, project.confined
         await self._move(project, request.params.isolation)
-        return {}
+        return IsolateReport(
+            root=project.root, isolation=project.isolation, before=before, confined=confined
+        )
 
     async def _new_session(self, request: router.NewSession) -> None:
         started = time.monotonic()
         project = await self._registry.project(request.params.cwd)
-        if (level := request.params.punie.isolation) is not None:
+        level = request.params.punie.isolation
+        if level is not None and level is not project.isolation:
             await self._move(project, level)
         session_id = uuid.uuid4().hex
         mode = request.params.punie.mode
         await self._journal.run(ops.create_session, session_id, project.id, mode)
-        project.turns += 1  # keeps it from being moved meanwhile
-        try:
-            await self._open(request, project, session_id)
-        except BaseException:
-            self._registry.forget(session_id)
-            await self._journal.submit(ops.remove_session, session_id)
-            raise
-        finally:
-            project.turns -= 1
+        with project.counted():
+            try:
+                await self._open(request, project, session_id)
+            except BaseException:
+                self._registry.forget(session_id)
+                await self._journal.submit(ops.remove_session, session_id)
+                raise
         ms = round((time.monotonic() - started) * 1000)
         logs.get(session=session_id).info("session.created", root=project.root, ms=ms)
 
@@ -273,13 +279,10 @@ class Switchboard:
             await self._journal.run(ops.remove_session, session_id)
 
     async def _move(self, project: Project, level: Isolation) -> None:
-        left = await self._registry.set_isolation(project, level)
-        if left is None:
-            return
-        if worker := self._workers.live(left):
-            worker.close_project(project.id, f"it moved to level {level.value}")
-        if not self._registry.sharing(left):
-            await self._workers.retire(left, "no project is left in it")
+        placed = self._workers.placement.of(project.id)
+        await self._registry.set_isolation(project, level)
+        if placed is not None and placed.isolation is not project.level:
+            self._workers.leave(project, placed, f"it moved to level {level.value}")
 
     # workers
 

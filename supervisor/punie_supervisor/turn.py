@@ -15,7 +15,7 @@ from punie_protocol.backends import Backend
 from punie_protocol.errors import ProcessLost, WireError
 from punie_protocol.jsonrpc import RpcError, RpcErrorData, RpcId
 from punie_supervisor.child_spec import MODEL_HOST
-from punie_supervisor.workers import Worker
+from punie_supervisor.worker import Worker
 
 MAX_RESUMES: Final = 2
 """Times a turn goes on after its worker was lost; what kills a worker each time ends then."""
@@ -76,8 +76,10 @@ class Turn:
 
     def may_resume(self, error: WireError) -> bool:
         """Whether it goes on after `error`: a worker was lost, and not for the last time. One that
-        was given up has no pid, and there will be no other."""
-        lost = isinstance(error, ProcessLost) and error.process != MODEL_HOST and error.pid != 0
+        was given up has no pid, and there will be no other; one over a limit would be again."""
+        if not isinstance(error, ProcessLost) or error.limit:
+            return False
+        lost = error.process != MODEL_HOST and error.pid != 0
         hindered = self.left or self.cancelled or self.fault is not None
         return lost and not hindered and self.resumes < MAX_RESUMES
 

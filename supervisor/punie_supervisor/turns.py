@@ -50,7 +50,8 @@ from punie_supervisor.models import Models
 from punie_supervisor.registry import Registry, Session
 from punie_supervisor.telling import Outbox
 from punie_supervisor.turn import MAX_RESUMES, Pending, Phase, Turn, error_raw, with_fault
-from punie_supervisor.workers import Worker, WorkerPool
+from punie_supervisor.worker import Worker
+from punie_supervisor.workers import WorkerPool
 
 MAX_SESSION_TURNS: Final = 16
 """Prompts of one session under way; further ones are refused."""
@@ -148,6 +149,8 @@ class Turns:
 
     async def answered(self, turn: Turn, envelope: Envelope) -> None:
         """The worker answered: journal it, then answer everyone who waits."""
+        if turn.worker is not None:
+            self._workers.watch.turn_ended(turn.worker.meter)
         if turn.fault is not None:
             await self._end(turn, PromptState.FAILED, None, error_raw(turn.fault))
         elif envelope.result is not UNSET:
@@ -269,10 +272,12 @@ class Turns:
         )
 
     async def _place(self, turn: Turn, session: Session) -> Worker[Pending]:
-        if not self._workers.is_ready(session.project.worker_id):
+        if not self._workers.is_ready(session.project):
             telling.progress(self._outbox, turn, "starting worker", 0, 0)
         worker = await self._workers.place(session.project)
         if session.id not in worker.sessions:
+            if elsewhere := self._workers.of_session(session.id):
+                elsewhere.close_session(session.id, "it goes on in another worker")
             state = await self._journal.run(ops.session_state, session.id)
             await worker.open_session(session.id, session.project.id, state)
         await self._mark_running(turn)
@@ -298,6 +303,7 @@ class Turns:
         params = acp.with_punie(turn.params, meta)
         turn.params = Raw(b"")  # up to 8 MB, and the journal has it
         turn.request_id = worker.request(session.id, acp.SESSION_PROMPT, params, turn)
+        self._workers.watch.turn_began(worker.meter)
         turn.worker, turn.begun = worker, True
         turn.become(Phase.RUNNING)
 
@@ -318,7 +324,7 @@ class Turns:
         meta = ResultMeta(
             prompt_id=turn.prompt_id,
             model=turn.model or self._models.name,
-            isolation=session.project.isolation,
+            isolation=session.project.level,
             usage=Usage(),
             timings_ms=Timings(total=turn.ms, queue=turn.ms),
         )

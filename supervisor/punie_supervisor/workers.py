@@ -1,38 +1,35 @@
-"""Worker processes: which one lives, what is open in it, what it owes an answer to."""
+"""The pool of worker processes: kept alive, filled as `Placement` says, emptied when idle.
+
+A worker ends when nothing is placed in it any more: its projects were idle (they are passive then:
+what they need to go on is in the journal, and their next message brings them back), moved, or it
+drained. It drains when the tools of a project hang in it, which nothing can stop from outside, and
+when it has opened as many projects as it may. When one that several projects share ends by itself,
+those that were inside a call of their tools are suspects: each runs alone from then on.
+"""
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Protocol, assert_never
 
-from msgspec import Raw
+import msgspec
 
-from punie_protocol import jsonrpc
-from punie_protocol.backends import Backend
-from punie_protocol.client import PromptReport
-from punie_protocol.errors import (
-    Internal,
-    InvalidRequest,
-    LinkClosed,
-    ProcessLost,
-    ProtocolError,
-    PunieError,
-    RemoteError,
-    TimedOut,
-    WireError,
-)
+from punie_protocol.errors import InvalidRequest, ProcessLost, ProtocolError, PunieError
 from punie_protocol.handshake import version
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_worker
-from punie_protocol.messages.common import Limits, Message
+from punie_protocol.messages.common import Isolation, Limits
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
     EffectFinished,
     EffectStarted,
+    HalfQuarantined,
     Hello,
     ModelState,
     Pong,
+    ProgramsRunning,
     ProjectFailed,
     ProjectReady,
     PromptDescribed,
@@ -42,217 +39,22 @@ from punie_protocol.messages.to_supervisor import (
     StoreTrust,
     ToSupervisor,
 )
-from punie_protocol.permissions import Mode, PermissionSettings
+from punie_protocol.permissions import PermissionSettings
+from punie_supervisor import crumbs, logs
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec
-from punie_supervisor.journal_ops import SessionState
-from punie_supervisor.keeper import Dialect, Keeper, KeeperState
-from punie_supervisor.registry import Project
+from punie_supervisor.keeper import Birth, Dialect, Keeper, KeeperState
+from punie_supervisor.placement import Placed, Placement
+from punie_supervisor.registry import Project, Registry
+from punie_supervisor.tasks import Tasks
+from punie_supervisor.watch import Watch
+from punie_supervisor.worker import Worker
 
-OPEN_TIMEOUT: Final = 30.0
-"""Seconds a project half may take to start."""
-DESCRIBE_TIMEOUT: Final = 30.0
-"""Seconds a worker may take to say what a model is told."""
-
-HISTORY_CHUNK: Final = 4 * 1024 * 1024
-"""Bytes of deltas in one frame, if there is more than one."""
+PLACE_ATTEMPTS: Final = 3
+"""Times a turn is placed anew when its worker is lost, or drains, before the turn has begun."""
 
 type FromSession = AgentMessage | StoreDelta | EffectStarted | EffectFinished | StoreGrant
 type FromWorker = FromSession | StoreTrust
-
-
-class Worker[P]:
-    """One life of a worker process. `P` is what waits for the answer to a request."""
-
-    def __init__(self, number: int, child: Child, ids: Iterator[int]) -> None:
-        self.number = number
-        self.id = child.spec.id
-        self.pid = child.pid
-        self.pending: dict[int, P] = {}
-        self.sessions: dict[str, str] = {}
-        self._child = child
-        self._ids = ids
-        self._projects: dict[str, asyncio.Future[None]] = {}
-        self._describing: dict[int, asyncio.Future[PromptReport]] = {}
-
-    def send(self, message: Message) -> None:
-        """Send. Raises `PunieError` (`ProcessLost`) when it is gone."""
-        try:
-            self._child.link.send_nowait(message)
-        except LinkClosed as error:
-            raise PunieError(self.lost(error.reason)) from None
-
-    def request(self, session_id: str, method: str, params: Raw, pending: P) -> int:
-        """Send an ACP request and return its id; `pending` is taken out when the answer comes or
-        the process ends. Raises like `send`."""
-        id = next(self._ids)
-        body = jsonrpc.request(id, method, params)
-        self.send(to_worker.ClientMessage(session_id=session_id, body=body))
-        self.pending[id] = pending
-        return id
-
-    def tell(self, session_id: str, body: bytes) -> None:
-        """Send any other ACP message; dropped when the process is gone."""
-        self.send_if_alive(to_worker.ClientMessage(session_id=session_id, body=body))
-
-    def send_if_alive(self, message: Message) -> None:
-        """Send; dropped when the process is gone or falls too far behind."""
-        with contextlib.suppress(LinkClosed):
-            self._child.link.send_nowait(message)
-
-    async def open_project(self, project: Project) -> None:
-        """Have the project's half running. Raises `PunieError`."""
-        opened = self._projects.get(project.id)
-        if opened is None:
-            opened = self._projects[project.id] = asyncio.get_running_loop().create_future()
-            self.send(
-                to_worker.OpenProject(
-                    project_id=project.id,
-                    root=project.root,
-                    isolation=project.isolation,
-                    client_id=project.id,
-                    trusted=project.trusted,
-                )
-            )
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                await asyncio.shield(opened)
-        except TimeoutError:
-            self.close_project(project.id, "it did not open in time")
-            text = f"project {project.root} did not open within {OPEN_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=OPEN_TIMEOUT)) from None
-
-    async def open_session(self, session_id: str, project_id: str, state: SessionState) -> None:
-        """Make a session known there, with its conversation; waits while the worker is slow to
-        take a long one. Raises `PunieError`; when it ends early the session is not open."""
-        short = sum(map(len, state.deltas)) <= HISTORY_CHUNK
-        first, chunks = (state.deltas, []) if short else ([], history_chunks(state.deltas))
-        self.sessions[session_id] = project_id
-        try:
-            self.send(
-                to_worker.OpenSession(
-                    session_id=session_id,
-                    project_id=project_id,
-                    deltas=first,
-                    mode=state.mode,
-                    grants=state.grants,
-                    effects=state.effects,
-                )
-            )
-            for chunk in chunks:
-                history = to_worker.SessionHistory(session_id=session_id, deltas=chunk)
-                await self._child.link.send(history)
-        except LinkClosed as error:
-            raise PunieError(self.lost(error.reason)) from None
-        except BaseException:
-            self.close_session(session_id, "its history was not sent")
-            raise
-
-    def close_session(self, session_id: str, reason: str) -> None:
-        """Make it forget a session."""
-        if self.sessions.pop(session_id, None):
-            self.send_if_alive(to_worker.CloseSession(session_id=session_id, reason=reason))
-
-    def close_project(self, project_id: str, reason: str) -> None:
-        """End the project's half and its sessions there."""
-        self.sessions = {s: p for s, p in self.sessions.items() if p != project_id}
-        if self._projects.pop(project_id, None):
-            self.send_if_alive(to_worker.CloseProject(project_id=project_id, reason=reason))
-
-    def set_mode(self, session_id: str, mode: Mode) -> None:
-        """Tell a session's mode, if it is open here."""
-        if session_id in self.sessions:
-            self.send_if_alive(to_worker.SetMode(session_id=session_id, mode=mode))
-
-    def set_trust(self, project_id: str, digest: str) -> None:
-        """Tell that the user's trust has changed, if the project is here."""
-        if self.has(project_id):
-            self.send_if_alive(to_worker.TrustProject(project_id=project_id, trusted=digest))
-
-    async def describe(self, project_id: str, backend: Backend | None) -> PromptReport:
-        """Return what a model is told before the first prompt. Raises `PunieError`."""
-        id = next(self._ids)
-        answer: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
-        self._describing[id] = answer
-        try:
-            self.send(
-                to_worker.DescribePrompt(request_id=id, project_id=project_id, backend=backend)
-            )
-            async with asyncio.timeout(DESCRIBE_TIMEOUT):
-                return await answer
-        except TimeoutError:
-            text = f"{self.id} did not describe the prompt within {DESCRIBE_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=DESCRIBE_TIMEOUT)) from None
-        finally:
-            del self._describing[id]
-
-    def described(self, message: PromptDescribed) -> None:
-        """It answered `DescribePrompt`; an answer that nobody waits for is dropped."""
-        answer = self._describing.get(message.request_id)
-        if answer is None or answer.done():
-            return
-        if message.report is not None:
-            answer.set_result(message.report)
-        else:
-            fault = message.error or Internal(message=f"{self.id} described nothing")
-            _fail(answer, RemoteError(fault))
-
-    def has(self, project_id: str) -> bool:
-        """Whether the project runs here, or is about to."""
-        return project_id in self._projects
-
-    @property
-    def projects(self) -> list[str]:
-        """Ids of the projects that run here."""
-        return [id for id, opened in self._projects.items() if opened.done()]
-
-    def opened(self, project_id: str, error: WireError | None) -> None:
-        """It answered `OpenProject`."""
-        future = self._projects.get(project_id)
-        if future is None or future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            del self._projects[project_id]
-            _fail(future, RemoteError(error))
-
-    def gone(self, error: ProcessLost) -> list[P]:
-        """The process ended: fail what opens, return what waited for an answer."""
-        for future in [*self._projects.values(), *self._describing.values()]:
-            if not future.done():
-                _fail(future, PunieError(error))
-        self.sessions.clear()
-        pending, self.pending = list(self.pending.values()), {}
-        return pending
-
-    def lost(self, reason: str) -> ProcessLost:
-        """Return the error for what this process was needed for."""
-        return ProcessLost(
-            message=f"{self.id} (pid {self.pid}) ended: {reason}",
-            hint="send the prompt again; see: punie logs",
-            process=self.id,
-            pid=self.pid,
-        )
-
-
-def history_chunks(deltas: list[bytes]) -> list[list[bytes]]:
-    """Cut a conversation into lists of at most `HISTORY_CHUNK` bytes; a longer delta, which came
-    in a frame of its own, is alone."""
-    chunks: list[list[bytes]] = []
-    room = 0
-    for delta in deltas:
-        if len(delta) > room or not chunks:
-            chunks.append([])
-            room = HISTORY_CHUNK
-        chunks[-1].append(delta)
-        room -= len(delta)
-    return chunks
-
-
-def _fail(future: asyncio.Future[Any], error: PunieError) -> None:
-    future.set_exception(error)
-    future.exception()  # it may be that nobody waits any more
 
 
 class WorkerEvents[P](Protocol):
@@ -267,38 +69,68 @@ class WorkerEvents[P](Protocol):
         ...
 
 
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every worker is told of its place: see `to_worker.Welcome`. `run_dir` has the breadcrumb
+    files; a project that is idle for `idle_s` seconds becomes passive."""
+
+    model_socket: str
+    permissions: PermissionSettings
+    sandbox: SandboxSettings
+    variables: dict[str, str]
+    limits: WorkerLimits
+    hidden: list[str]
+    run_dir: Path
+    idle_s: float
+
+
 class WorkerPool[P]:
     """Every worker's keeper by id; also their keepers' `Inmate`."""
 
     def __init__(
         self,
         make_spec: Callable[[str], ChildSpec],
-        model_socket: str,
+        around: Surroundings,
+        registry: Registry,
         events: WorkerEvents[P],
-        permissions: PermissionSettings,
+        *,
+        birth: Birth | None = None,
     ) -> None:
         self.keepers: dict[str, Keeper] = {}
+        self.placement = Placement()
+        self._levels: dict[str, Isolation] = {}
         self._live: dict[str, Worker[P]] = {}
-        self._by_number: dict[int, Worker[P]] = {}
+        self._by_pid: dict[int, Worker[P]] = {}
+        self._retiring: set[Keeper] = set()
         self._make_spec = make_spec
+        self._around = around
+        self._registry = registry
         self._events = events
+        self._birth = birth
         self._numbers = itertools.count(1)
         self._ids = itertools.count(1)
+        self._tasks = Tasks()
+        self.watch = Watch(self._over_limit)
         self._dialect = Dialect(
-            welcome=to_worker.Welcome(
-                protocol=PROTOCOL,
-                version=version(),
-                limits=Limits(),
-                model_socket=model_socket,
-                permissions=permissions,
-            ),
+            welcome=self._welcome,
             ping=lambda nonce: to_worker.Ping(nonce=nonce),
             stop=lambda reason, seconds: to_worker.Stop(reason=reason, deadline_s=seconds),
         )
+        crumbs.clear(around.run_dir)
 
-    def is_ready(self, worker_id: str) -> bool:
-        """Whether that worker can take work at once."""
-        return worker_id in self._live
+    def start(self) -> None:
+        """Begin to watch over the limits."""
+        self.watch.start()
+
+    # who is where
+
+    def is_ready(self, project: Project) -> bool:
+        """Whether a turn of the project can begin at once."""
+        placed = self.placement.of(project.id)
+        return placed is not None and placed.worker_id in self._live
+
+    def level(self, worker_id: str) -> Isolation:
+        """Return the level of the projects in that worker."""
+        return self._levels[worker_id]
 
     def live(self, worker_id: str) -> Worker[P] | None:
         """Return the present life of that worker."""
@@ -306,53 +138,151 @@ class WorkerPool[P]:
 
     def by_number(self, number: int) -> Worker[P] | None:
         """Return that life of a worker, if it goes on."""
-        return self._by_number.get(number)
+        return next((one for one in self._by_pid.values() if one.number == number), None)
+
+    def having(self, project_id: str) -> list[Worker[P]]:
+        """Return the workers where the project is open, or about to be: one that drains, too."""
+        return [worker for worker in self._live.values() if worker.has(project_id)]
+
+    def of_session(self, session_id: str) -> Worker[P] | None:
+        """Return the worker where the session is open."""
+        return next((one for one in self._live.values() if session_id in one.sessions), None)
+
+    # placing
 
     async def place(self, project: Project) -> Worker[P]:
-        """Return the project's worker with the project open in it, started if need be.
+        """Return the project's worker with the project open in it, started if need be. The caller
+        has the project counted. Raises `PunieError`.
 
-        Raises `PunieError`. A worker that dies meanwhile is replaced once.
+        When the worker is lost meanwhile, or drains, another is looked for, `PLACE_ATTEMPTS` times
+        in all. One that several share and that was given up is no place for anybody.
         """
-        try:
-            return await self._place(project)
-        except PunieError as error:
-            if not isinstance(error.error, ProcessLost) or self._is_given_up(project.worker_id):
-                raise
+        for _ in range(PLACE_ATTEMPTS - 1):
+            try:
+                return await self._place(project)
+            except PunieError as error:
+                if not await self._may_try_again(project, error):
+                    raise
         return await self._place(project)
 
     async def _place(self, project: Project) -> Worker[P]:
-        keeper = self.keepers.get(project.worker_id)
-        if keeper is None:
-            spec = self._make_spec(project.worker_id)
-            keeper = self.keepers[spec.id] = Keeper(spec, self._dialect, self)
-        child = await keeper.ready()
-        worker = self._live.get(project.worker_id)
+        placed = self.placement.assign(project.id, project.level)
+        child = await self._keeper(placed).ready()
+        worker = self._live.get(placed.worker_id)
         if worker is None or worker.pid != child.pid:
-            raise PunieError(keeper.lost())
+            raise PunieError(self._keeper(placed).lost())
+        if worker.is_used_up and not worker.has(project.id):
+            self.drain(worker.id, "it has opened as many projects as one process may")
+            return await self._place(project)
         await worker.open_project(project)
         return worker
 
-    def _is_given_up(self, worker_id: str) -> bool:
-        return self.keepers[worker_id].state is KeeperState.FAILED
+    async def _may_try_again(self, project: Project, error: PunieError) -> bool:
+        if not isinstance(error.error, ProcessLost):
+            return False
+        placed = self.placement.of(project.id)
+        keeper = self.keepers.get(placed.worker_id) if placed else None
+        if keeper is None or keeper.state is not KeeperState.FAILED:
+            return True
+        if placed is None or placed.isolation is Isolation.PROCESS:
+            return False
+        await self._confine(project.id, f"{placed.worker_id} was given up: {keeper.failure}")
+        return True
 
-    async def retire(self, worker_id: str, reason: str) -> None:
-        """Stop a worker that nothing is placed in any more."""
-        if keeper := self.keepers.pop(worker_id, None):
-            await keeper.close(reason)
+    def _keeper(self, placed: Placed) -> Keeper:
+        keeper = self.keepers.get(placed.worker_id)
+        if keeper is None:
+            spec = self._make_spec(placed.worker_id)
+            self._levels[spec.id] = placed.isolation
+            keeper = Keeper(spec, self._dialect, self, birth=self._birth)
+            self.keepers[spec.id] = keeper
+        return keeper
+
+    def _welcome(self, child: Child) -> to_worker.Welcome:
+        alone = self._levels[child.spec.id] is Isolation.PROCESS
+        return to_worker.Welcome(
+            protocol=PROTOCOL,
+            version=version(),
+            limits=Limits(),
+            model_socket=self._around.model_socket,
+            permissions=self._around.permissions,
+            sandbox=self._around.sandbox,
+            limits_of_process=self._around.limits if alone else None,
+            crumbs=str(crumbs.make(self._around.run_dir, child.pid)),
+            hidden=self._around.hidden,
+            variables=self._around.variables,
+        )
+
+    # leaving
+
+    def leave(self, project: Project, placed: Placed, reason: str) -> None:
+        """Close the project in the worker where it was placed; that ends if nobody is left."""
+        if self.placement.of(project.id) == placed:
+            self.placement.leave(project.id)
+        if worker := self._live.get(placed.worker_id):
+            worker.close_project(project.id, reason)
+        self._retire_empty(reason)
+
+    def drain(self, worker_id: str, reason: str) -> None:
+        """Have turns that begin from now on find another worker than that one, which ends once it
+        has nothing to do."""
+        if self.placement.drain(worker_id, reason):
+            logs.get(child=worker_id).warning("worker.draining", reason=reason)
+
+    def tick(self) -> None:
+        """Look, about every second, for what is idle, empty or drained."""
+        for id in self.placement.projects:
+            project, placed = self._registry.known(id), self.placement.of(id)
+            if project and placed and project.idle_s >= self._around.idle_s:
+                logs.get(root=project.root).info("project.passive", after_s=round(project.idle_s))
+                self.leave(project, placed, "it is idle")
+        self._retire_empty("nothing is left to do in it")
+
+    def _retire_empty(self, reason: str) -> None:
+        for id in [id for id in self.keepers if self._is_empty(id)]:
+            keeper = self.keepers.pop(id)
+            self._live.pop(id, None)
+            why = self.placement.draining(id) or reason
+            self.placement.retired(id)
+            self._tasks.start(self._retire(keeper, why), name=f"retire {id}")
+
+    def _is_empty(self, worker_id: str) -> bool:
+        worker = self._live.get(worker_id)
+        if worker is not None and (worker.is_busy or self._has_programs(worker)):
+            return False
+        return bool(self.placement.draining(worker_id)) or not self.placement.sharing(worker_id)
+
+    def _has_programs(self, worker: Worker[P]) -> bool:
+        known = (self._registry.known(id) for id in worker.slots)
+        return any(project is not None and project.programs for project in known)
+
+    async def _retire(self, keeper: Keeper, reason: str) -> None:
+        self._retiring.add(keeper)
+        await keeper.close(reason)
+        self._retiring.discard(keeper)
 
     async def close(self, reason: str) -> None:
         """Stop every worker, all at once, for good."""
-        await asyncio.gather(*(keeper.close(reason) for keeper in self.keepers.values()))
+        await self.watch.close()
+        keepers = [*self.keepers.values(), *self._retiring]
+        await asyncio.gather(*(keeper.close(reason) for keeper in keepers))
 
     # the keepers' side
 
     def ready(self, child: Child) -> None:
-        worker = Worker[Any](next(self._numbers), child, self._ids)
-        self._live[child.spec.id] = self._by_number[worker.number] = worker
+        isolation = self._levels[child.spec.id]
+        worker = Worker[Any](next(self._numbers), child, isolation, self._ids)
+        self._live[child.spec.id] = self._by_pid[child.pid] = worker
+        alone = isolation is Isolation.PROCESS
+        self.watch.began(worker.meter, child.pid, self._around.limits if alone else None)
+
+    def pong(self, child: Child, pong: Pong) -> None:
+        if worker := self._by_pid.get(child.pid):
+            worker.heard(pong)
 
     async def message(self, child: Child, message: ToSupervisor) -> None:
-        worker = self._live.get(child.spec.id)
-        if worker is None or worker.pid != child.pid:
+        worker = self._by_pid.get(child.pid)
+        if worker is None:
             raise _unexpected(message)
         match message:
             case ProjectReady(project_id=id):
@@ -361,6 +291,11 @@ class WorkerPool[P]:
                 worker.opened(id, error)
             case PromptDescribed():
                 worker.described(message)
+            case HalfQuarantined():
+                await self._quarantined(worker, message)
+            case ProgramsRunning(project_id=id, count=count):
+                if project := self._registry.known(id):
+                    project.running(count)
             case (
                 AgentMessage()
                 | StoreDelta()
@@ -376,12 +311,45 @@ class WorkerPool[P]:
                 assert_never(message)
 
     async def down(self, child: Child, exit: Exit) -> None:
-        worker = self._live.get(child.spec.id)
-        if worker is not None and worker.pid == child.pid:
+        left = crumbs.take(self._around.run_dir, child.pid)
+        worker = self._by_pid.pop(child.pid, None)
+        if worker is None:
+            return
+        if self._live.get(worker.id) is worker:
             del self._live[worker.id]
-            del self._by_number[worker.number]
-            error = worker.lost(exit.reason)
-            await self._events.worker_gone(worker, worker.gone(error), error)
+        self.watch.ended(worker.meter)
+        error = worker.lost(exit.reason)
+        for id in crumbs.suspects(left, worker.slots):
+            await self._suspect(worker, id, exit)
+        for id in worker.slots:
+            if project := self._registry.known(id):
+                project.running(0)
+        await self._events.worker_gone(worker, worker.gone(error), error)
+
+    def _over_limit(self, meter: str, reason: str) -> None:
+        for worker in self._by_pid.values():
+            if worker.meter == meter:
+                worker.end_for(reason)
+
+    async def _suspect(self, worker: Worker[P], project_id: str, exit: Exit) -> None:
+        if worker.isolation is Isolation.INTERPRETER and not exit.asked:
+            text = f"its tools were at work when {worker.id} (pid {worker.pid}) ended"
+            await self._confine(project_id, f"{text}: {exit.reason}")
+
+    async def _quarantined(self, worker: Worker[P], message: HalfQuarantined) -> None:
+        where = self._registry.known(message.project_id)
+        root = where.root if where else message.project_id
+        text = f"{message.operation} of {root} did not end within {message.seconds:g} s"
+        if worker.isolation is Isolation.INTERPRETER:
+            await self._confine(message.project_id, text)
+        self.drain(worker.id, text)
+
+    async def _confine(self, project_id: str, reason: str) -> None:
+        """From its next turn on the project runs alone."""
+        project = self._registry.known(project_id)
+        if project is not None and not project.confined:
+            logs.get(root=project.root).warning("project.confined", reason=reason)
+            await self._registry.confine(project, reason)
 
 
 def _unexpected(message: ToSupervisor) -> ProtocolError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import trees
-from tests.support.cli import Punie
+from tests.support.cli import LEVEL, Punie
 from tests.support.openai_server import Reply, say
 from tests.support.repositories import Repository
 from tests.support.scripted_user import Script, program, snapshot, use
@@ -127,7 +127,7 @@ def test_the_report_says_what_each_call_came_to(user: Punie, shop: Repository) -
     report = json.loads(done.stdout)
     failed, edited = report["tool_calls"]
     assert (failed["ok"], failed["outcome"]) == (False, "failed")
-    assert (edited["ok"], edited["outcome"], edited["isolation"]) == (True, "ok", "process")
+    assert (edited["ok"], edited["outcome"], edited["isolation"]) == (True, "ok", LEVEL)
     assert edited["duration_ms"] > 0
     assert edited["result"]["removed"] == 3
     assert report["stop_reason"] == "end_turn"

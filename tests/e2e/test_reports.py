@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import COMMAND, Punie
+from tests.support.cli import COMMAND, LEVEL, Punie
 from tests.support.openai_server import say
 from tests.support.scripted_user import Script, program, use
 
@@ -58,7 +58,7 @@ def test_every_turn_has_its_timings(user: Punie, project: Path) -> None:
     ]
     outer, inner, *_ = first["meta"]["tools"]
     assert inner["parent"] == outer["id"]
-    assert {call["isolation"] for call in first["meta"]["tools"]} == {"process"}
+    assert {call["isolation"] for call in first["meta"]["tools"]} == {LEVEL}
     assert [call["outcome"] for call in last["meta"]["tools"]] == ["denied"]
     assert len(first["meta"]["steps"]) == 3
 
@@ -169,7 +169,12 @@ def test_status_shows_the_servers(own: Punie, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["ask"], ["perf"], ["trust"], ["prompt"], ["prompt", "show"]]
+    "command",
+    [
+        *([], ["ask"], ["perf"], ["trust"], ["prompt"], ["prompt", "show"], ["doctor"]),
+        *(["projects"], ["projects", "list"]),
+        *(["projects", "isolate"], ["projects", "unconfined"]),
+    ],
 )
 def test_help_fits_a_narrow_terminal(user: Punie, command: list[str]) -> None:
     done = user.run(*command, "--help")

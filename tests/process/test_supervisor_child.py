@@ -15,6 +15,7 @@ from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Limits
+from punie_protocol.messages.to_supervisor import Pong
 from punie_protocol.permissions import PermissionSettings
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec, Restart
@@ -23,7 +24,7 @@ from punie_supervisor.process import MAX_LINE, MAX_LINES
 from tests.support.supervisor_rig import alive, eventually
 
 DIALECT = Dialect(
-    welcome=to_worker.Welcome(
+    welcome=lambda _: to_worker.Welcome(
         protocol=PROTOCOL,
         version=version(),
         limits=Limits(),
@@ -56,6 +57,9 @@ class Recorder:
         self.readies = 0
         self.stall: asyncio.Event | None = None
         self.stalled = asyncio.Event()
+
+    def pong(self, child: Child, pong: Pong) -> None:
+        pass
 
     def ready(self, child: Child) -> None:
         self.readies += 1
@@ -202,6 +206,20 @@ def test_a_failed_child_comes_back(restart: Restart):
         assert keeper.restarts == 1
         await keeper.close("over")
         assert not alive(second.pid)
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_is_to_end_now_does_not_come_back():
+    async def scenario() -> None:
+        keeper, recorder = keeper_of("greet(); time.sleep(100)", restart=Restart.PERMANENT)
+        child = await keeper.ready()
+        keeper.end_now("there is no time")
+        await eventually(lambda: keeper.state is KeeperState.IDLE)
+        assert not alive(child.pid)
+        assert [exit.reason for exit in recorder.exits] == ["there is no time"]
+        keeper.ask()
+        assert keeper.state is KeeperState.IDLE
 
     asyncio.run(scenario())
 

@@ -13,11 +13,12 @@ import asyncio, sys
 from pathlib import Path
 from punie_protocol.messages.common import Isolation
 from punie_supervisor import journal_ops as ops
+from punie_supervisor import journal_projects as projects
 from punie_supervisor.journal import Journal
 
 async def main():
     journal = await Journal.open(Path(sys.argv[1]))
-    await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+    await journal.run(projects.ensure_project, "p", "/p", Isolation.PROCESS)
     await journal.run(ops.create_session, "s", "p")
     await journal.run(ops.accept_prompt, "q", "s", b"{}", "t")
     ordinal = 0

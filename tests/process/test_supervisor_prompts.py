@@ -224,7 +224,7 @@ def test_isolation_levels_place_and_move_projects(punie_home: Path, tmp_path: Pa
         a, b = tmp_path / "a", tmp_path / "b"
         a.mkdir(), b.mkdir()
         async with running(punie_home) as (_, paths), Client.connect(paths) as client:
-            one, two = await client.session(a), await client.session(b)
+            one, two = [await client.session(project, "process") for project in (a, b)]
             pids = {(await client.answer(s, "say x"))["_meta"]["punie"]["pid"] for s in (one, two)}
             assert len(pids) == 2
             busy = await client.ask(one, "wait")

@@ -106,7 +106,7 @@ async def nothing(tool: Tool, _arguments: Arguments) -> Result:
 def sandboxes() -> set[int]:
     """The sandbox processes that run."""
     found = set()
-    for child in psutil.Process().children():
+    for child in psutil.Process().children(recursive=True):
         try:
             if child.name() == "monty" and child.status() != psutil.STATUS_ZOMBIE:
                 found.add(child.pid)
@@ -221,6 +221,11 @@ print(r.text.splitlines()[0])
             "memory_limit: stopped: more than 16 MB of memory (keep less at once",
         ),
         (
+            "import re\nre.compile('|'.join(['a'] * 10**6))",
+            Limits(memory=32 * 1024 * 1024),
+            "memory_limit: stopped: more than 32 MB of memory (keep less at once",
+        ),
+        (
             "for i in range(100):\n    list_files()",
             Limits(calls=10),
             "call_limit: stopped, after the call in line 2: more than 10 tool calls (let one",
@@ -236,7 +241,15 @@ print(r.text.splitlines()[0])
             "output_limit: stopped: more than 100000 characters printed (print counts",
         ),
     ],
-    ids=["time", "time after a call", "memory", "calls", "system calls", "printing"],
+    ids=[
+        "time",
+        "time after a call",
+        "memory",
+        "one huge allocation",
+        "calls",
+        "system calls",
+        "printing",
+    ],
 )
 def test_a_limit_is_told_in_words_to_act_on(program: str, limits: Limits, expected: str) -> None:
     async def main() -> None:

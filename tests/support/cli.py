@@ -13,6 +13,10 @@ from typing import Any
 
 import psutil
 
+from punie_protocol.messages.common import Isolation
+
+LEVEL = Isolation(os.environ.get("PUNIE_TEST_ISOLATION", Isolation.PROCESS))
+"""The level of projects for which a test asks for none: ``make test-all`` goes through both."""
 COMMAND = [sys.executable, "-m", "punie_supervisor.cli.main"]
 PATIENCE = 60.0
 """A busy machine may take so long for one command, seconds."""
@@ -26,6 +30,10 @@ class Punie:
         kept = ("PATH", "LANG", "TMPDIR")
         self.environ = {name: os.environ[name] for name in kept if name in os.environ}
         self.environ |= {"HOME": str(home), "PUNIE_HOME": str(home / "punie")}
+        config = home / "punie" / "config" / "config.toml"
+        if LEVEL is not Isolation.PROCESS and not config.exists():
+            config.parent.mkdir(parents=True)
+            config.write_text(f'isolation = "{LEVEL}"\n')
 
     def popen(self, *args: str | Path) -> subprocess.Popen[str]:
         """Start the command; stdin is empty."""

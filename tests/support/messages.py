@@ -29,13 +29,15 @@ def _from(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:  # noqa: C901 (
             return st.one_of([_from(part) for part in types])
         case msgspec.inspect.ListType(item_type=item):
             return st.lists(_from(item), max_size=3)
+        case msgspec.inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(_from(key), _from(value), max_size=3)
         case msgspec.inspect.EnumType(cls=cls):
             return st.sampled_from(list(cls))
         case msgspec.inspect.IntType(ge=ge, le=le):
             return st.integers(-(2**63) if ge is None else ge, 2**64 - 1 if le is None else le)
-        case msgspec.inspect.FloatType(gt=gt, le=le):
-            above = gt is not None
-            return st.floats(gt, le, allow_nan=False, exclude_min=above)
+        case msgspec.inspect.FloatType(gt=gt, ge=ge, le=le):
+            least = ge if gt is None else gt
+            return st.floats(least, le, allow_nan=False, exclude_min=gt is not None)
         case msgspec.inspect.StrType(min_length=least):
             characters = st.characters(exclude_categories=["Cs"])
             return st.text(characters, min_size=least or 0, max_size=20)

@@ -6,6 +6,7 @@ import msgspec
 
 from punie_protocol import client, errors
 from punie_protocol.backends import Backend
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages import common, to_model_client, to_model_host, to_supervisor, to_worker
 from punie_protocol.permissions import Grant, Mode, PermissionSettings, Rule
 
@@ -77,7 +78,23 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             model=MODEL,
             error=errors.ModelLoadFailed(message="no", folder="/x", file="config.json"),
         ),
-        to_supervisor.Pong(nonce=5, busy=1),
+        to_supervisor.HalfQuarantined(project_id="p1", operation="search", seconds=30.0),
+        to_supervisor.ProgramsRunning(project_id="p1", count=2),
+        to_supervisor.Pong(
+            nonce=5,
+            busy=1,
+            halves=[
+                common.HalfStatus(
+                    project_id="p1",
+                    calls=3,
+                    failed=1,
+                    busy_ms=2.5,
+                    longest_ms=2.0,
+                    waiting=0,
+                    replaced=0,
+                )
+            ],
+        ),
     ],
     "to_worker": [
         to_worker.Welcome(
@@ -88,6 +105,11 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             permissions=PermissionSettings(
                 mode=Mode.TRUSTED, allow=[Rule(tool="edit", path="src/**", command="git push")]
             ),
+            sandbox=SandboxSettings(read=["/opt/sdk"], write=["~/cache"], environment=["LANG"]),
+            limits_of_process=WorkerLimits(memory_mb=1024, cpu_s=60.0, processes=64, files=512),
+            crumbs="/run/crumbs",
+            hidden=["/run/punie"],
+            variables={"LANG": "C"},
         ),
         to_worker.OpenProject(
             project_id="p1",
@@ -95,7 +117,10 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             isolation=common.Isolation.PROCESS,
             client_id="c0ffee",
             trusted="abc",
+            slot=3,
+            unconfined=True,
         ),
+        to_worker.SetUnconfined(project_id="p1", unconfined=True),
         to_worker.TrustProject(project_id="p1", trusted="abc"),
         to_worker.CloseProject(project_id="p1", reason="idle"),
         to_worker.OpenSession(

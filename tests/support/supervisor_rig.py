@@ -19,6 +19,7 @@ from punie_supervisor.child_spec import Programs
 from punie_supervisor.config import Config
 from punie_supervisor.daemon import Daemon
 from punie_supervisor.paths import Paths
+from tests.support.cli import LEVEL
 
 SUPPORT = Path(__file__).parent
 PROGRAMS = Programs(
@@ -44,7 +45,7 @@ async def running(
 ) -> AsyncGenerator[tuple[Daemon, Paths]]:
     """Run a daemon while the context is open; `config` instead of `model` for more settings."""
     paths = paths_of(home)
-    config = options.pop("config", Config(model=model))
+    config = options.pop("config", Config(model=model, isolation=LEVEL))
     daemon = Daemon(paths, config, programs=PROGRAMS, **options)
     listening = asyncio.Event()
     task = asyncio.create_task(daemon.run(listening.set))

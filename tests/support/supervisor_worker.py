@@ -16,6 +16,11 @@ flood N       N updates of 64 KB
 ask           a permission question; answers with the outcome
 effect        an effect, started and finished
 hang          blocks the loop
+crash         SIGKILL to itself while the project's tools are at work; resumed: answers with its pid
+hung          says that the project's tools hang, then answers with its pid
+programs N    says that N background commands run
+eat N         takes N MB of memory, then an update, then waits
+pid           answers with its pid and the level it was told
 """
 
 import argparse
@@ -57,6 +62,7 @@ class FakeWorker:
         self.opened: dict[str, to_worker.OpenSession] = {}
         self.trusted: dict[str, str] = {}
         self.roots: dict[str, str] = {}
+        self.projects: dict[str, to_worker.OpenProject] = {}
         self.stored: dict[int, asyncio.Future[Any]] = {}
         self.answers: dict[int, asyncio.Future[Any]] = {}
         self.cancelled: dict[str, asyncio.Event] = {}
@@ -72,6 +78,7 @@ class FakeWorker:
                 case to_worker.OpenProject():
                     self.trusted[message.project_id] = message.trusted
                     self.roots[message.project_id] = message.root
+                    self.projects[message.project_id] = message
                     self.send(
                         to_supervisor.ProjectReady(project_id=message.project_id, activate_ms=1)
                     )
@@ -194,11 +201,43 @@ class FakeWorker:
                 said = json.dumps(await self.ask(session))
             case "effect":
                 said = await self.effect(session, prompt)
+            case "crash":
+                if "resume" not in params["_meta"]["punie"]:
+                    self.leave_crumb(session)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                said = self.place(session)
+            case "hung":
+                self.send(
+                    to_supervisor.HalfQuarantined(
+                        project_id=self.project(session).project_id, operation="search", seconds=30
+                    )
+                )
+                said = self.place(session)
+            case "programs":
+                id_ = self.project(session).project_id
+                self.send(to_supervisor.ProgramsRunning(project_id=id_, count=int(rest)))
+            case "eat":
+                eaten = bytearray(os.urandom(1024 * 1024) * int(rest))
+                self.update(session, f"ate {len(eaten)}")
+                await self.cancelled[session].wait()
+            case "pid":
+                said = self.place(session)
             case "hang":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(600)  # noqa: ASYNC251 - a blocked loop is the point
         result = {"stopReason": reason, "_meta": {"punie": {"said": said, "pid": os.getpid()}}}
         self.agent(session, {"id": id, "result": result})
+
+    def project(self, session: str) -> to_worker.OpenProject:
+        return self.projects[self.opened[session].project_id]
+
+    def place(self, session: str) -> str:
+        return f"{os.getpid()} {self.project(session).isolation}"
+
+    def leave_crumb(self, session: str) -> None:
+        with open(self.welcome.crumbs, "r+b") as file:  # noqa: PTH123
+            file.seek(self.project(session).slot)
+            file.write(b"\1")
 
     def request(self) -> tuple[int, asyncio.Future[Any]]:
         id = next(self.ids)

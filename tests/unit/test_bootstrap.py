@@ -10,7 +10,7 @@ from grimp import ImportGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap_lib import apt, apt_sources, interpreter, prefix, pypi, shell, state, uv
+from bootstrap_lib import apt, apt_sources, interpreter, prefix, pypi, sandbox, shell, state, uv
 from bootstrap_lib.apt_sources import Source
 from bootstrap_lib.interpreter import Interpreter, Unusable
 from bootstrap_lib.layout import Layout
@@ -353,6 +353,15 @@ class TestState:
         (layout.root / "uv.lock").write_text("another")
         assert not state.is_ready(layout)
 
+    def test_not_ready_when_the_sandbox_that_was_found_is_gone(self, layout: Layout, monkeypatch):
+        monkeypatch.setattr(shell, "run", lambda *_, **__: "")
+        state.write_record(layout.stamp, {"fingerprint": state.fingerprint(layout)})
+        state.write_record(layout.venv_marker, {})
+        state.write_text(layout.bubblewrap_path, "/nowhere/bwrap\n")
+        assert not state.is_ready(layout)
+        state.write_text(layout.bubblewrap_path, f"{layout.stamp}\n")
+        assert state.is_ready(layout)
+
     def test_not_ready_when_the_interpreter_does_not_run(self, layout: Layout, monkeypatch):
         def fails(*_: object, **__: object) -> str:
             raise shell.CommandFailed("no such file")
@@ -380,6 +389,90 @@ class TestState:
         for path in (link, tree, tmp_path / "missing"):
             state.remove(path)
         assert list(tmp_path.iterdir()) == [kept]
+
+
+class TestSandbox:
+    """Finding or fetching bubblewrap; `shell.run` stands for the programs."""
+
+    help = "--ro-bind-fd"
+
+    def machine(self, monkeypatch, works: dict[Path, str]) -> list[Path]:
+        """A machine where some programs work and others complain; return what gets tried."""
+        tried: list[Path] = []
+
+        def run(words: list[object], **_: object) -> str:
+            program = Path(str(words[0]))
+            if "--help" in words:
+                tried.append(program)
+                return self.help
+            if complaint := works.get(program, "no such file"):
+                raise shell.CommandFailed(complaint)
+            return "bubblewrap 0.8.0\n"
+
+        installed = [program for program in works if program.is_relative_to("/usr")]
+        monkeypatch.setattr(sandbox, "INSTALLED", [*map(Existing, installed)])
+        monkeypatch.setattr(sandbox.shell, "run", run)
+        monkeypatch.setattr(sandbox.apt, "this_distribution", lambda: None)
+        monkeypatch.setattr(sandbox.sys, "platform", "linux")
+        return tried
+
+    def test_an_installed_one_that_works_is_used_and_needs_no_record(self, layout, monkeypatch):
+        state.write_text(layout.bubblewrap_path, "/old\n")
+        tried = self.machine(monkeypatch, {Path("/usr/bin/bwrap"): ""})
+        assert sandbox.provide(layout) == "bubblewrap 0.8.0, /usr/bin/bwrap"
+        assert set(tried) == {Path("/usr/bin/bwrap")}
+        assert not layout.bubblewrap_path.exists()
+
+    def test_one_that_is_too_old_gives_way_to_our_own(self, layout: Layout, monkeypatch):
+        own = layout.tools / "bubblewrap" / "usr" / "bin" / "bwrap"
+        record = prefix.record(layout, prefix.BUBBLEWRAP, "own")
+        state.write_record(layout.tools / "bubblewrap" / prefix.MARKER, record)
+        self.machine(monkeypatch, {Path("/usr/bin/bwrap"): "unknown option", own: ""})
+        assert sandbox.provide(layout) == f"bubblewrap 0.8.0, {own}"
+        assert layout.bubblewrap_path.read_text() == f"{own}\n"
+
+    def test_where_the_machine_forbids_it_nothing_is_fetched(self, layout: Layout, monkeypatch):
+        complaint = "bwrap: setting up uid map: Permission denied"
+        self.machine(monkeypatch, {Path("/usr/bin/bwrap"): complaint})
+        monkeypatch.setattr(sandbox, "_build", never)
+        said = sandbox.provide(layout)
+        assert said.startswith("none: commands and tests will be refused")
+        assert complaint in said
+
+    def test_without_any_it_says_so_and_does_not_fail(self, layout: Layout, monkeypatch):
+        state.write_text(layout.bubblewrap_path, "/old\n")
+        self.machine(monkeypatch, {})
+        assert "no system with apt-get" in sandbox.provide(layout)
+        assert not layout.bubblewrap_path.exists()
+
+    def test_one_without_the_newest_option_is_not_taken(self, layout: Layout, monkeypatch):
+        self.help = "--ro-bind"
+        self.machine(monkeypatch, {Path("/usr/bin/bwrap"): ""})
+        assert "it is too old" in sandbox.provide(layout)
+
+    def test_it_finds_its_libraries_beside_it(self, tmp_path: Path):
+        class Patched(prefix.Patchelf):
+            def set_search_path(self, file: Path, search_path: str, *, loader=None) -> None:
+                found.append((file, search_path))
+
+        found: list[tuple[Path, str]] = []
+        for name in ("lib/x86/libcap.so.2", "usr/lib/x86/libpcre2-8.so.0", "usr/bin/bwrap"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        sandbox.relink(tmp_path, Patched(Layout(tmp_path)))
+        places = "$ORIGIN/../../lib/x86:$ORIGIN/../../usr/lib/x86"
+        assert found == [(tmp_path / "usr" / "bin" / "bwrap", places)]
+
+
+class Existing(Path):
+    """A path that exists, whatever this machine has."""
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        return True
+
+
+def never(*_: object) -> Path:
+    raise AssertionError("it was fetched")
 
 
 class TestOnlyContract:

@@ -35,6 +35,19 @@ def test_the_flag_is_named() -> None:
     ]
 
 
+def test_a_command_is_named_as_it_would_have_run() -> None:
+    lines = list(sentences([refused("mode ask", "run_command", command=["make", "a b"])], []))
+    assert lines == [
+        "error: not allowed: run_command make 'a b' (mode ask)",
+        "to allow it: --run (or --yes: everything)",
+    ]
+
+
+def test_the_network_is_a_permission_of_its_own() -> None:
+    call = refused("nobody allowed it", "run_command", command="curl x", network=True)
+    assert list(sentences([call], [Permission.EXECUTE]))[-1] == "to allow it: --yes"
+
+
 def test_the_same_refusal_is_said_once() -> None:
     again = [refused("read-only mode", path="a.py")] * 3
     assert len(list(sentences(again, []))) == 2

@@ -7,10 +7,12 @@ import select
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from msgspec import Raw
 
+from punie_protocol.verbatim import fenced
 from punie_supervisor.cli.permission import decode, outcome, render
 
 OPTIONS = [
@@ -68,6 +70,19 @@ def test_a_call_without_a_diff_shows_all_it_was_given() -> None:
     lines = list(render(decode(question(title="run_command: make", rawInput=given)), colours=False))
     assert "  command: " + command.replace("\x1b", "�") in lines
     assert "  timeout: 3" in lines
+
+
+def test_a_command_is_shown_whole_however_long_it_is() -> None:
+    command = "make\n" + "\n" * 1000 + "rm -rf ~"
+    shows: list[dict[str, Any]] = [
+        {"rawInput": {"command": command, "network": True}},
+        {"content": [{"type": "content", "content": {"type": "text", "text": fenced(command)}}]},
+    ]
+    for shown in shows:
+        lines = list(render(decode(question(kind="execute", **shown)), colours=False))
+        assert "  rm -rf ~" in lines
+        assert not any("```" in line for line in lines)
+        assert any("lines: scroll up" in line for line in lines)
 
 
 def test_the_choices_are_the_questions_own_words() -> None:

@@ -22,6 +22,8 @@ FROZEN = {
     "read_file": ["text", "start_line", "end_line", "total_lines", "truncated"],
     "list_files": ["count", "truncated", "files"],
     "search": ["match_count", "truncated", "matches"],
+    "run_command": ["ok", "exit_code", "output", "truncated", "duration", "job", "running"],
+    "pytest_run": ["ok", "passed", "failed", "errors", "skipped", "duration"],
 }
 """Later fields may come after these."""
 
@@ -59,9 +61,22 @@ def test_the_stub_of_the_prompt_says_the_same_in_one_line_each() -> None:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert [node.name for node in functions] == [t.name for t in TOOLS.values() if t.code_mode]
     for tool in TOOLS.values():
-        assert not tool.code_mode or f"{signature(tool)}: ...  # {tool.doc}\n" in text
+        assert not tool.code_mode or f" -> {tool.result.__name__}: ...  # {tool.doc}\n" in text
+    for node in functions:
+        told = [(one.arg, one.annotation) for one in node.args.args]
+        fields = msgspec.structs.fields(TOOLS[node.name].arguments)
+        assert [name for name, _ in told] == [field.name for field in fields]
+        assert len(node.args.defaults) == sum(not field.required for field in fields)
     assert len(text) < 4200
     assert text.isascii()
+
+
+def test_the_type_of_an_argument_is_told_unless_its_default_says_it() -> None:
+    lines = {line.split("(")[0]: line for line in prompt_stubs().splitlines()}
+    assert "(path, start_line=1, max_lines=2000) -> " in lines["def read_file"]
+    assert "(command: list[str] | str = '', cwd='.', timeout=120.0, " in lines["def run_command"]
+    assert "class RunCommandResult: ok: bool; exit_code: int | None; output; " in prompt_stubs()
+    assert "    exit_code: int | None\n    output: str\n" in stubs()
 
 
 def test_stubs_of_some_tools_hold_their_classes_only() -> None:

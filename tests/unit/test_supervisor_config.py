@@ -8,7 +8,8 @@ import pytest
 from punie_protocol import backends
 from punie_protocol.backends import Server
 from punie_protocol.errors import PunieError
-from punie_protocol.permissions import Mode, Rule
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
+from punie_protocol.permissions import Mode, PermissionSettings, Rule
 from punie_supervisor.config import Config, key_of
 from punie_supervisor.main import _absolute
 from punie_supervisor.paths import Paths
@@ -49,6 +50,23 @@ def test_permissions_and_servers_are_read(tmp_path: Path):
     ]
 
 
+def test_limits_and_sandbox_are_read(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        idle_s = 60
+        [limits]
+        memory_mb = 8192
+        [sandbox]
+        read = ["/opt", "~/x"]
+        environment = ["CI"]
+        """,
+    )
+    assert config.idle_s == 60
+    assert config.limits == WorkerLimits(memory_mb=8192)
+    assert config.sandbox == SandboxSettings(read=["/opt", "~/x"], environment=["CI"])
+
+
 SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
 
 
@@ -66,6 +84,15 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
             '[permissions]\ndeny = [{tol = "x"}]',
             r"\[permissions\] deny\[0\]: there is no key 'tol'",
         ),
+        ("idle_s = 0", "idle_s: it must be a number > 0"),
+        ("[limits]\nmemory_mb = 1", r"\[limits\] memory_mb: it must be a whole number >= 256"),
+        ("[limits]\nfiles = 'x'", r"\[limits\] files: it must be a whole number, this is a text"),
+        ("[limits]\nmemory = 1", "limits: there is no key 'memory'"),
+        ("[sandbox]\nread = '/opt'", r"\[sandbox\] read: it must be a list, this is a text"),
+        ("[sandbox]\nwrite = ['/x', 'x']", r"\[sandbox\] write\[1\]: 'x' is not an absolute path"),
+        ("[sandbox]\nread = ['~']", r"\[sandbox\] read\[0\]: '~' is not an absolute path"),
+        ("[sandbox]\nenvironment = ['A=1']", r"\[sandbox\] environment\[0\]: 'A=1' is no var"),
+        ("[sandbox]\nread = ['']", r"\[sandbox\] read\[0\]: it must be a text .* length >= 1"),
         ("model = 3", "model: it must be a text in quotes, this is a whole number"),
         ("permissions = 3", "permissions: it must be a table, this is a whole number"),
         ("isolation = 3", "isolation: this is not one of: process, interpreter"),
@@ -100,6 +127,8 @@ def test_what_is_wrong_is_refused_with_file_and_key(tmp_path: Path, text: str, n
     [
         ('modle = "x"', "did you mean 'model'? keys there: model, isolation, permissions, servers"),
         ("[permission]", "did you mean 'permissions'? "),
+        ("[limits]\nmemory = 1", "did you mean 'memory_mb'? keys there: memory_mb, cpu_s"),
+        ("[sandbox]\nenv = []", "keys there: read, write, environment"),
         (SERVER + "ready = 1", "did you mean 'ready_s'? "),
         ("[permissions]\ndeny = [{zzz = 1}]", "keys there: tool, path, command"),
     ],
@@ -151,6 +180,6 @@ def test_a_password_in_a_models_name_is_refused_and_not_repeated(address: str):
 
 def test_every_key_is_documented():
     text = DOCS.read_text()
-    for kind in (Config, Server, Config().permissions.__class__, Rule):
+    for kind in (Config, Server, PermissionSettings, Rule, WorkerLimits, SandboxSettings):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in text, (kind.__name__, field.name)

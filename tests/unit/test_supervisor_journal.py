@@ -15,6 +15,7 @@ from punie_protocol.errors import PunieError
 from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import Grant, Mode
 from punie_supervisor import journal_ops as ops
+from punie_supervisor import journal_projects as projects
 from punie_supervisor import perf
 from punie_supervisor.journal import Journal
 from punie_supervisor.journal_ops import PromptState
@@ -33,7 +34,7 @@ def with_journal(path: Path, work: Callable[[Journal], Awaitable[None]]) -> None
 
 
 async def fill(journal: Journal, *sessions: str) -> None:
-    await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+    await journal.run(projects.ensure_project, "p", "/p", Isolation.PROCESS)
     for session in sessions:
         await journal.run(ops.create_session, session, "p")
         await journal.run(ops.accept_prompt, f"prompt-{session}", session, b"{}", "title")
@@ -180,15 +181,15 @@ def test_mode_grants_and_trust_are_kept(tmp_path: Path):
         for allow in (True, False):
             await journal.run(ops.store_grant, "s", Grant(key="edit", allow=allow))
         for digest in ("one", "two"):
-            await journal.run(ops.set_trust, "p", digest)
+            await journal.run(projects.set_trust, "p", digest)
 
     async def again(journal: Journal) -> None:
         state = await journal.run(ops.session_state, "s")
         assert state.mode is Mode.TRUSTED
         assert state.grants == [Grant(key="edit", allow=False)]
         assert (await journal.run(ops.session, "s")).project.trusted == "two"
-        await journal.run(ops.set_trust, "p", "")
-        project = await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+        await journal.run(projects.set_trust, "p", "")
+        project = await journal.run(projects.ensure_project, "p", "/p", Isolation.PROCESS)
         assert project.trusted == ""
         with pytest.raises(PunieError, match="no session nobody"):
             await journal.run(ops.set_mode, "nobody", Mode.ASK)
@@ -293,7 +294,7 @@ def test_a_journal_of_a_newer_punie_is_left_alone(tmp_path: Path):
 def test_a_closed_journal_takes_nothing(tmp_path: Path):
     async def scenario() -> None:
         journal = await Journal.open(tmp_path / "j.db")
-        last = await journal.submit(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+        last = await journal.submit(projects.ensure_project, "p", "/p", Isolation.PROCESS)
         await journal.close()
         assert (await last).id == "p"
         with pytest.raises(PunieError, match="closed"):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from punie_protocol.errors import PunieError
-from punie_protocol.messages.common import Isolation, Role
-from punie_supervisor import placement
+from punie_protocol.messages.common import Role
+from punie_supervisor import roots
 from punie_supervisor.child_spec import ChildSpec, Restart, child_environment
 from punie_supervisor.restart_policy import (
     MAX_BACKOFF,
@@ -17,7 +17,7 @@ from punie_supervisor.restart_policy import (
     RestartPolicy,
     StartAgain,
 )
-from punie_supervisor.workers import HISTORY_CHUNK, history_chunks
+from punie_supervisor.worker import HISTORY_CHUNK, history_chunks
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,16 @@ def test_the_environment_is_an_allow_list():
     assert child_environment(environ, Role.MODEL_HOST) == shared | numeric
 
 
-def test_placement_is_by_real_path_and_level(tmp_path: Path):
+def test_a_project_is_its_real_path(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "file").touch()
-    root = placement.resolve_root(str(tmp_path / "link"))
+    root = roots.resolve_root(str(tmp_path / "link"))
     assert root == str(tmp_path / "a")
-    id = placement.project_id(root)
-    assert len(id) == 16
-    assert placement.worker_id(id, Isolation.INTERPRETER) == placement.SHARED_WORKER
-    assert id in placement.worker_id(id, Isolation.PROCESS)
+    assert len(roots.project_id(root)) == 16
     for wrong in ("relative", str(tmp_path / "file"), str(tmp_path / "none"), "/a\0b"):
         with pytest.raises(PunieError):
-            placement.resolve_root(wrong)
+            roots.resolve_root(wrong)
 
 
 @given(st.lists(st.integers(0, 2 * HISTORY_CHUNK), max_size=8))

@@ -15,6 +15,7 @@ from punie_protocol.errors import ModelUnavailable, ProcessLost, PunieError, Wir
 from punie_protocol.messages.common import Isolation
 from punie_supervisor import acp, router
 from punie_supervisor import journal_ops as ops
+from punie_supervisor import journal_projects as projects
 from punie_supervisor.child_spec import MODEL_HOST
 from punie_supervisor.journal import Journal
 from punie_supervisor.registry import Registry
@@ -59,7 +60,7 @@ def prompt(id: int) -> router.Prompt:
 
 
 async def turns_of(journal: Journal, mailbox: Mailbox) -> Turns:
-    await journal.run(ops.ensure_project, "p", "/p", Isolation.PROCESS)
+    await journal.run(projects.ensure_project, "p", "/p", Isolation.PROCESS)
     await journal.run(ops.create_session, "s", "p")
     registry = Registry(journal, Isolation.PROCESS)
     nobody = cast(Any, None)

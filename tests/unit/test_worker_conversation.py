@@ -39,6 +39,16 @@ def test_what_became_of_each_effect_is_told_once() -> None:
     assert "it had changed nothing" in told([])[0]
 
 
+def test_a_command_is_told_by_its_words() -> None:
+    def ran(arguments: dict[str, object]) -> str:
+        data = msgspec.json.encode(arguments)
+        one = Effect(effect_id="q1:1", tool="run_command", arguments=data, ok=None, summary="")
+        return told([one])[0].partition("repeat it: ")[2]
+
+    assert ran({"command": ["git", "commit", "-m", "a b"]}) == "run_command git commit -m 'a b'"
+    assert ran({"command": "make; ls", "cwd": "."}) == "run_command make; ls"
+
+
 def test_a_thousand_effects_are_told_in_short() -> None:
     text = told([effect(number, True) for number in range(1000)])[0]
     assert "done: 950 more and write_file f950.txt, " in text

@@ -32,13 +32,13 @@ from punie_workers import project_half
 from punie_workers.actions import Action, FileDiff
 from punie_workers.edit_tools import EditTools
 from punie_workers.file_tools import FileTools
+from punie_workers.half import HalfState
 from punie_workers.half_calls import Deed, DeedState
 from punie_workers.halves import Abandoned, Halves
 from punie_workers.interp import diffs, edits, files, places, texts
 from punie_workers.interp.failures import Failure, Kind
 from punie_workers.interp.paths import Root
 from punie_workers.interp.texts import UTF_8, Text
-from punie_workers.project_half import HalfState
 
 PIECES = st.sampled_from(["a", "b", "é", "☃", "😀", " ", "\n", "\r\n", "\n", "\r"])
 RAW = st.lists(PIECES, max_size=30).map("".join)

@@ -18,13 +18,14 @@ from punie_protocol.limits import MAX_READ_FILE
 from punie_protocol.tools_files import ListFiles
 from punie_workers import project_half
 from punie_workers.file_tools import FileTools
+from punie_workers.half import MAX_WAITING, HalfState, Hung
 from punie_workers.halves import MAX_ABANDONED, Abandoned, Halves
 from punie_workers.interp import files, ripgrep, wire
 from punie_workers.interp.failures import Failure, Kind
 from punie_workers.interp.globs import Globs, expand_braces
 from punie_workers.interp.ignore import Ignore
 from punie_workers.interp.paths import Root
-from punie_workers.project_half import MAX_WAITING, HalfState, ProjectHalf
+from punie_workers.project_half import ProjectHalf
 
 NOTHING = interp_codec.encode_request(
     "list_files", {"output": b"", "prefix": "", "pattern": "*", "limit": 1, "complete": True}
@@ -54,7 +55,7 @@ def test_it_runs_in_an_own_gil_interpreter_with_the_standard_library_alone(tmp_p
             "assert not strange, strange\n"
             "ours = {n for n in sys.modules if n.startswith('punie_workers.')}\n"
             "assert all(n.startswith('punie_workers.interp') for n in ours), ours\n"
-            "entry._roots.pop().close()\n"
+            "entry.close()\n"
         )
     finally:
         interpreter.close()
@@ -356,20 +357,25 @@ def test_a_cancelled_call_that_has_not_begun_never_runs(tmp_path: Path, hanging:
     asyncio.run(main())
 
 
-def test_a_half_past_its_deadline_is_quarantined(tmp_path: Path) -> None:
+def test_a_half_past_its_deadline_is_quarantined(tmp_path: Path, hanging: Path) -> None:
     async def main() -> None:
         half = ProjectHalf(str(tmp_path))
+        told: list[Hung] = []
+        half.on_hung = lambda half, hung: told.append(hung)
         await half.start()
         assert await half.call(NOTHING, dict) == {"count": 0, "truncated": False, "files": []}
         with pytest.raises(PunieError) as late:
-            await half.call(NOTHING, dict, deadline=0)
+            await half.call(HANG, dict, deadline=0.05)
         assert isinstance(late.value.error, TimedOut)
         with pytest.raises(PunieError, match="quarantined"):
             await half.call(NOTHING, dict)
-        assert half.state is HalfState.QUARANTINED
+        assert (half.state, half.hangs) == (HalfState.QUARANTINED, True)
+        assert [one.operation for one in told] == ["read_file"]
+        assert told[0].seconds >= 0.025
         half.stop()
         with pytest.raises(PunieError, match="stopped"):
             await half.call(NOTHING, dict)
+        os.close(os.open(hanging, os.O_CREAT))
         await asyncio.to_thread(half.join, 5.0)
 
     asyncio.run(main())

@@ -181,12 +181,12 @@ COMMANDS = [
     ("git push", ("git", "push"), True, True),
     ("git push", ("git", "push", "origin"), True, True),
     ("git push", ("git", "pushy"), False, False),
-    ("git push", ("git push",), False, False),
+    ("git push", ("git push",), False, True),
     ("git push", ("git",), False, False),
     ("git push", ("/usr/bin/git", "push"), False, True),
     ("/usr/bin/git", ("git", "push"), False, False),
     ("git", ("gitk",), False, False),
-    ("git", ("sh", "-c", "git push"), False, False),
+    ("git", ("sh", "-c", "git push"), False, True),
     ('echo "a b"', ("echo", "a b", "c"), True, True),
     ('echo "a b"', ("echo", "a", "b"), False, False),
     ("git", (), False, False),
@@ -246,7 +246,6 @@ REFUSED = [
     (Rule(command=" "), "permissions.deny[1].command: "),
     (Rule(tool="edit", command="ls"), "permissions.deny[1].command: 'edit' runs no command"),
     (Rule(tool="move_file", command="ls"), "permissions.deny[1].command: 'move_file' runs no"),
-    (Rule(tool="network", command="ls"), "permissions.deny[1].command: 'network' runs no command"),
     (Rule(path="src/**", command="ls"), "permissions.deny[1].path: no call has a path and a"),
     (Rule(tool="execute", path="a"), "permissions.deny[1].path: 'execute' edits no file"),
     (Rule(tool="network", path="a"), "permissions.deny[1].path: 'network' edits no file"),
@@ -412,3 +411,38 @@ def test_a_digest_is_of_names_and_contents() -> None:
     ]
     assert len(set(digests)) == len(digests)
     assert settings_digest({PYPROJECT: table, "AGENTS.md": b"x"}) == digests[1]
+
+
+STARTER = Subject((".vscode/tasks.json",))
+
+
+def verdict(subject: Subject, **rights: object) -> Verdict:
+    given = {"user": PermissionSettings()} | rights
+    return decide(Permission.EDIT, "write_file", subject, Rights(**given)).verdict  # ty: ignore[invalid-argument-type]
+
+
+@pytest.mark.parametrize("path", [".vscode/tasks.json", "sub/.ENVRC", ".idea", "a/.Husky/pre-push"])
+def test_files_that_start_programs_are_no_ordinary_edits(path: str) -> None:
+    subject = Subject(("src/a.py", path))
+    edits = PromptPermissions(allow=[Permission.EDIT])
+    everywhere = PermissionSettings(allow=[Rule(tool="edit"), Rule(path="**")])
+    assert verdict(subject, prompt=PromptPermissions(mode=Mode.ACCEPT_EDITS)) is ASK
+    assert verdict(subject, prompt=edits) is ASK
+    assert verdict(subject, user=everywhere) is ASK
+    assert verdict(subject, grants={"edit": True}) is ASK
+    assert verdict(subject, grants={"edit": False}) is DENY
+    assert verdict(subject, prompt=PromptPermissions(mode=Mode.TRUSTED)) is ALLOW
+    assert verdict(Subject(("src/vscode.py",)), prompt=edits) is ALLOW
+
+
+def test_an_answer_about_a_file_that_starts_programs_is_about_that_file() -> None:
+    grants = {grant_key(Permission.EDIT, "write_file", STARTER): True}
+    assert verdict(STARTER, grants=grants) is ALLOW
+    assert verdict(Subject((".vscode/launch.json",)), grants=grants) is ASK
+    assert verdict(Subject(("src/a.py",)), grants=grants) is ASK
+
+
+def test_a_rule_that_names_what_starts_programs_allows_it() -> None:
+    named = PermissionSettings(allow=[Rule(path=".vscode/settings.json")])
+    assert verdict(Subject((".vscode/settings.json",)), user=named) is ALLOW
+    assert verdict(STARTER, user=named) is ASK

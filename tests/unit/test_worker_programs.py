@@ -5,13 +5,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from punie_protocol.errors import PunieError, ToolFailed
 from punie_protocol.tools_files import Search, SearchResult
 from punie_workers import programs, rg
 from punie_workers.file_tools import FileTools
-from tests.support.checking import ask, refusal, script, write
+from punie_workers.halves import Halves
+from punie_workers.readers import Folder, Reader, nowhere
+from punie_workers.sandbox import available
+from punie_workers.sandbox.available import Missing
+from punie_workers.sandbox.confinement import Sandbox
+from tests.support.checking import ask, refusal, script, until, write
 
 FIND = Search("needle")
 
@@ -51,16 +57,25 @@ def test_a_missing_ripgrep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert error.kind == "search_missing"
 
 
-def test_a_folder_that_is_deleted_meanwhile_is_no_fault_of_the_pattern(tmp_path: Path) -> None:
+@pytest.mark.parametrize("find", [nowhere, available.find])
+def test_a_folder_that_is_deleted_meanwhile_is_no_fault_of_the_pattern(
+    tmp_path: Path, find: Callable[[], Sandbox | Missing]
+) -> None:
     """Nothing of its own is blamed on what the model wrote."""
     (gone := tmp_path / "gone").mkdir()
     descriptor = os.open(gone, os.O_RDONLY)
     gone.rmdir()
+    folder = Folder(descriptor, "gone")
+
+    async def search(halves: Halves) -> None:
+        reader = Reader(halves, find=find)
+        with pytest.raises(PunieError, match="folder was deleted"):
+            await rg.search(reader, folder, "x", "*", ignore_case=False)
+        with pytest.raises(PunieError, match="folder was deleted"):
+            await rg.files(reader, folder)
+
     try:
-        with pytest.raises(PunieError, match="folder was deleted"):
-            asyncio.run(rg.search(descriptor, "x", "*", ignore_case=False, at_root=True))
-        with pytest.raises(PunieError, match="folder was deleted"):
-            asyncio.run(rg.files(descriptor, at_root=True))
+        ask(tmp_path, search)
     finally:
         os.close(descriptor)
 
@@ -70,3 +85,29 @@ def test_the_real_one(tmp_path: Path) -> None:
     result = ask(tmp_path, lambda halves: FileTools(halves).run(FIND))
     assert isinstance(result, SearchResult)
     assert result.match_count == 1
+
+
+def test_cancelled_while_it_starts_the_whole_group_ends(tmp_path: Path) -> None:
+    """At any moment of the start: asyncio itself would kill the leader alone."""
+    program = script(tmp_path / "bin" / "starts", "/bin/sleep 600 &\nwait")
+    kinds = programs.Kinds(missing="missing", failed="failed", output="output")
+    starts = programs.Program(name="starts", kinds=kinds, timeout=10.0, limit=1000)
+
+    async def main() -> None:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        try:
+            for step in range(60):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(step / 10_000):
+                        await programs.run(starts, [str(program)], folder)
+        finally:
+            os.close(folder)
+
+    asyncio.run(main())
+    until(lambda: not sleeping_in(tmp_path))
+
+
+def sleeping_in(folder: Path) -> list[int]:
+    """Return the processes whose folder it is: orphans are nobody's children any more."""
+    places = {process.pid: process.info["cwd"] for process in psutil.process_iter(["cwd"])}
+    return [pid for pid, place in places.items() if place == str(folder)]

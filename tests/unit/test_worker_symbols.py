@@ -21,11 +21,12 @@ from punie_protocol.tools_code import Symbols, SymbolsResult
 from punie_protocol.tools_files import ReadFile
 from punie_workers import symbol_tools
 from punie_workers.file_tools import FileTools
+from punie_workers.half import HalfState
 from punie_workers.halves import Abandoned, Halves
+from punie_workers.index_budget import IndexBudget
 from punie_workers.interp import symbol_index, symbols, watched
 from punie_workers.interp.paths import Root
 from punie_workers.interp.symbol_index import Index
-from punie_workers.project_half import HalfState
 from punie_workers.symbol_tools import SymbolTools
 from punie_workers.watching import Notifier, Watch, WatchState, notify
 from tests.support.trees import asyncio_tree, json_tree
@@ -709,6 +710,78 @@ def test_another_project_half_is_taught_anew(project: Path) -> None:
         await asyncio.to_thread(half.join, PATIENCE)
 
     run_with(project, test)
+
+
+async def dropped(tools: SymbolTools) -> None:
+    """Return once the index is gone."""
+    deadline = time.monotonic() + PATIENCE
+    while tools._dropping or tools._project is not None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+def test_an_index_nobody_asks_for_goes_and_comes_back(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(tools: SymbolTools) -> None:
+        await tools.run(Symbols())
+        (project / "broken.py").write_text("class Mended: pass\n")
+        tools.changed(["broken.py"])
+        monkeypatch.setattr(symbol_tools, "MAX_IDLE", 0.01)
+        expected = names(await tools.run(Symbols()))
+        assert tools.parsed == 4
+        await dropped(tools)
+        assert tools.watching is WatchState.IDLE
+        monkeypatch.setattr(symbol_tools, "MAX_IDLE", 300.0)
+        walks = tools.listed
+        assert names(await tools.run(Symbols())) == expected
+        assert tools.listed > walks
+        assert tools.parsed == 3  # it began anew
+        assert tools.watching is WatchState.WATCHING
+
+    run_with(project, test)
+
+
+def test_the_indexes_of_all_projects_share_a_budget(project: Path) -> None:
+    async def main() -> None:
+        budget = IndexBudget[object](total=1)
+        async with opened(project) as first, opened(project) as second:
+            first._budget = second._budget = budget
+            expected = names(await first.run(Symbols()))
+            assert first._memory > 0
+            assert names(await second.run(Symbols())) == expected
+            await dropped(first)
+            assert second._project is not None
+            assert names(await first.run(Symbols())) == expected
+            await dropped(second)
+
+    asyncio.run(main())
+
+
+def test_an_index_is_not_dropped_in_the_middle_of_a_query(project: Path) -> None:
+    async def test(tools: SymbolTools) -> None:
+        expected = names(await tools.run(Symbols()))
+        asking = [asyncio.create_task(tools.run(Symbols())) for _ in range(5)]
+        for _ in range(20):
+            tools.drop()
+            await asyncio.sleep(0)
+        assert [names(await one) for one in asking] == [expected] * 5
+        await dropped(tools)
+        tools.close()
+        tools.drop()
+        assert tools._dropping is None
+
+    run_with(project, test)
+
+
+def test_an_index_takes_what_it_says_and_no_more_than_it_may(tmp_path: Path, root: Root) -> None:
+    for n in range(40):
+        (tmp_path / f"m{n:02}.py").write_text(f"def f{n}(): pass\n")
+    small = Index(root, memory=3_000)
+    take(small, root)
+    told = small.refresh("project", 1, "", 0)
+    assert told["next"] == -1
+    assert 40 * symbol_index._FILE_SIZE < told["memory"] <= 40 * symbol_index._FILE_SIZE + 3_000
 
 
 def test_other_tools_get_their_turn_while_a_large_tree_is_indexed(tmp_path: Path) -> None:

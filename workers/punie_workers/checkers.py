@@ -9,6 +9,7 @@ configuration where the project has none.
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import PurePosixPath
 from typing import Final
 
 from punie_protocol.errors import Internal, PunieError
@@ -18,6 +19,7 @@ from punie_protocol.tools_checks import RuffCheck, RuffCheckResult, Typecheck, T
 from punie_workers import children, programs
 from punie_workers.halves import Halves, Opened
 from punie_workers.programs import Kinds, Program
+from punie_workers.readers import Folder, Reader, nowhere, standing_in
 
 TIMEOUT: Final = 60.0
 MAX_OUTPUT: Final = 32 * 1024 * 1024
@@ -42,6 +44,13 @@ _UNREADABLE = 2
 """The exit status of ty for a bad configuration, and for a file that it cannot read, which is then
 among its findings."""
 
+_SETTINGS: Final = ("pyproject.toml", "ruff.toml", ".ruff.toml", "ty.toml")
+_USER_SETTINGS: Final = (
+    *("~/.config/ruff", "~/.config/ty"),
+    *("~/Library/Application Support/ruff", "~/Library/Application Support/ty"),
+)
+"""Where both read configuration that is not the project's."""
+
 
 class _Place(Opened):
     """The folder to work in; its path, relative to the root; the name in it."""
@@ -53,9 +62,15 @@ class _Place(Opened):
 class Checkers:
     """Both checkers on one project. `find` returns where the program of a name is."""
 
-    def __init__(self, halves: Halves, find: Callable[[str], str] = programs.bundled) -> None:
+    def __init__(
+        self,
+        halves: Halves,
+        find: Callable[[str], str] = programs.bundled,
+        reader: Reader | None = None,
+    ) -> None:
         self._halves = halves
         self._find = find
+        self._reader = reader or Reader(halves, find=nowhere)
 
     async def run(self, arguments: Arguments) -> Result:
         """Return the result of one tool call. Raises `PunieError`: a checker that is missing,
@@ -88,11 +103,19 @@ class Checkers:
     ) -> bytes:
         """Run the program; return the request that has its output read."""
         command = [self._find(program.name), *options, "--", f"./{place.name}"]
-        output = await programs.run(program, command, place.fd, _environment())
+        folder = Folder(place.fd, place.path)
+        settings = [*_USER_SETTINGS, *_above(self._halves.root)]
+        output = await self._reader.run(program, command, folder, _environment(), settings)
         found = program is TY and output.data.strip()
         data = programs.check(program, output, _FINDINGS | {_UNREADABLE} if found else _FINDINGS)
         arguments = {"output": data, "code": output.code, "folder": place.path, "limit": limit}
         return encode_request(operation, arguments)
+
+
+def _above(root: str) -> list[str]:
+    """Return where settings of the folders above the project stand: a project may be one of
+    several in a repository."""
+    return standing_in(PurePosixPath(root).parents, _SETTINGS)
 
 
 def _environment() -> dict[str, str]:

@@ -19,7 +19,8 @@ _READ: Final = "use read_file(path).text"
 _WRITE: Final = "use write_file(path, text) or edit_file(path, old_text, new_text)"
 _OPEN: Final = f"{_READ}; to write {_WRITE}"
 _LIST: Final = 'use list_files("*.py").files'
-_NO_COMMANDS: Final = "no commands run in here: use the tools"
+_COMMAND: Final = 'use run_command(["program", "argument"])'
+_TESTS: Final = "use pytest_run(path)"
 _PLAIN: Final = "write a plain function outside the class"
 _NO_ATTRIBUTES: Final = "use the attributes you know, or a dict"
 _LOOP: Final = "write a loop"
@@ -67,7 +68,7 @@ RULES: Final = (
     Rule("unexpected keyword argument 'default'", "convert the values before json.dumps"),
     Rule("is not JSON serializable", 'make a dict of what you need: {"file": m.file}'),
     Rule("Module `sys` has no member `exit`", "let the program end; return from a function"),
-    Rule("Module `os` has no member", _NO_COMMANDS),
+    Rule("Module `os` has no member", _COMMAND),
     Rule("has no member `OrderedDict`", "use a dict: it keeps its order"),
     Rule("has no attribute 'format_map'", "use an f-string or .format(**d)"),
     Rule(
@@ -111,10 +112,9 @@ NAMES: Final[dict[str, str]] = {
     "grep": "use search(pattern).matches",
     "rg": "use search(pattern).matches",
     "cat": _READ,
-    "run": _NO_COMMANDS,
-    "run_command": _NO_COMMANDS,
-    "bash": _NO_COMMANDS,
-    "shell": _NO_COMMANDS,
+    "run": _COMMAND,
+    "bash": _COMMAND,
+    "shell": _COMMAND,
     "ruff": "use ruff_check(path)",
     "mypy": "use typecheck(path)",
     "ty": "use typecheck(path)",
@@ -123,7 +123,7 @@ NAMES: Final[dict[str, str]] = {
 """Names that a program may expect and that are not there."""
 
 IMPORTS: Final[dict[str, str]] = {
-    "subprocess": _NO_COMMANDS,
+    "subprocess": _COMMAND,
     "shutil": "use move_file, delete_file or write_file",
     "glob": _LIST,
     "fnmatch": f"{_LIST}, or endswith()",
@@ -149,8 +149,8 @@ IMPORTS: Final[dict[str, str]] = {
     "traceback": "use str(error)",
     "collections.abc": "use typing, or leave the type hints out",
     "yaml": "read the text line by line; there are json and tomllib",
-    "pytest": _NO_COMMANDS,
-    "unittest": _NO_COMMANDS,
+    "pytest": _TESTS,
+    "unittest": _TESTS,
     "requests": "there is no network in here",
     "urllib": "there is no network in here",
     "http": "there is no network in here",

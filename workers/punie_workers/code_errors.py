@@ -57,14 +57,25 @@ def describe(
             return Internal(message=f"sandbox: {_one_line(str(error))}")
 
 
+def not_started(error: monty.MontyError) -> WireError:
+    """Return the failure of a sandbox that did not start; what it complained of is in the log."""
+    return ToolFailed(
+        kind="sandbox",
+        message=f"the sandbox did not start: {_one_line(str(error))}",
+        hint="nothing was run: call the tools one by one; `punie doctor` says what is wrong",
+    )
+
+
 def so_far(error: WireError, done: Iterable[str], printed: str) -> WireError:
-    """Return `error` with what the program had done and printed."""
+    """Return `error` with what the program had done and printed, and what a program that it had
+    run had printed."""
     if not isinstance(error, ToolFailed):
         return error
     names = list(done)
     more = f" and {len(names) - _MAX_DONE} more" if len(names) > _MAX_DONE else ""
     parts = [f"done before: {', '.join(names[:_MAX_DONE])}{more}"] if names else []
     parts += [f"printed before:\n{printed}"] if printed else []
+    parts += [f"output of what failed:\n{error.output}"] if error.output else []
     return msgspec.structs.replace(error, output="\n".join(parts))
 
 
@@ -90,7 +101,7 @@ def _raised(
             return _uncaught(told[text], where)
         case TimeoutError() if "limit exceeded" in text:
             return too_slow(limits, line)
-        case MemoryError() if "limit exceeded" in text:
+        case MemoryError() if "limit exceeded" in text or "memory limit" in text:
             return too_big(limits)
         case RuntimeError() if text.startswith("suspension limit"):
             return too_many_calls(limits, line)
@@ -110,7 +121,8 @@ def _uncaught(error: WireError, where: str) -> ToolFailed:
         message = f"{where.strip(' ()')}: {message}"
     else:
         message += where
-    return ToolFailed(kind=kind, message=message, hint=error.hint)
+    output = error.output if isinstance(error, ToolFailed) else ""
+    return ToolFailed(kind=kind, message=message, hint=error.hint, output=output)
 
 
 def _where(error: monty.MontyRuntimeError | monty.MontySyntaxError) -> str:

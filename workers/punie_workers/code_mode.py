@@ -1,14 +1,14 @@
 """Code Mode: runs the model's Python in Monty, a sandbox process, one fresh process a program.
 
-A fresh process (3 MB) needs 25 ms for its first program, nearly all of it for the type checker to
-read Python's own stubs. So `prepare` and every program that ends have the next sandbox check one
-line: it takes 23 MB then, starts a program in 4 ms, and is given back when nobody wants it for a
-minute.
+A fresh process (3 MB) needs 30 ms for its first program, nearly all of it for the type checker to
+read Python's own stubs, and for the operating system's sandbox round it. So `prepare` and every
+program that ends have the next sandbox check one line: it takes 23 MB then, starts a program in
+4 ms, and is given back when nobody wants it for a minute.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import cache
 from typing import Final
 
@@ -17,13 +17,14 @@ import pydantic_monty as monty
 from punie_protocol.errors import PunieError
 from punie_protocol.tool_views import stubs
 from punie_protocol.tools_code import ExecuteCodeResult
+from punie_workers.code_errors import not_started
 from punie_workers.code_limits import Limits, too_busy
 from punie_workers.code_program import CallTool, Program
+from punie_workers.code_sandbox import CHECK_S, launcher
 
 SPARE_TIME: Final = 60.0
 """How long a prepared sandbox waits for a program, seconds."""
 
-_CHECK_GRACE: Final = 10.0
 _LIMITS: Final = Limits()
 
 
@@ -34,6 +35,7 @@ class CodeMode:
     def __init__(self, limits: Limits = _LIMITS) -> None:
         self._limits = limits
         self._pool: monty.AsyncMonty | None = None
+        self._kept = ExitStack()
         self._starting = asyncio.Lock()
         self._spare: asyncio.Task[monty.AsyncMontySession] | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -58,7 +60,7 @@ class CodeMode:
         if self._closed:
             return
         if self._spare is None:
-            self._spare = asyncio.create_task(self._prepared(), name="code-mode-spare")
+            self._spare = self._begun(self._prepared())
         if self._expiry is not None:
             self._expiry.cancel()
         self._expiry = asyncio.get_running_loop().call_later(SPARE_TIME, self._drop_spare)
@@ -74,6 +76,7 @@ class CodeMode:
             pool, self._pool = self._pool, None
             if pool is not None:
                 await pool.__aexit__(None, None, None)
+            self._kept.close()
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[monty.AsyncMontySession]:
@@ -86,21 +89,27 @@ class CodeMode:
     async def _take(self) -> monty.AsyncMontySession:
         try:
             if (spare := self._pop_spare()) is not None:
-                return await self._received(spare)
-            return await self._checkout()
+                with suppress(monty.MontyError):
+                    return await self._received(spare)
+            return await self._received(self._begun(self._checkout()))
         except TimeoutError:
             raise PunieError(too_busy(self._limits)) from None
+        except monty.MontyError as error:
+            raise PunieError(not_started(error)) from None
 
     async def _received(
         self, spare: asyncio.Task[monty.AsyncMontySession]
     ) -> monty.AsyncMontySession:
         try:
-            return await spare
+            return await asyncio.shield(spare)
         except asyncio.CancelledError:
             self._end(spare)
             raise
-        except monty.MontyError:
-            return await self._checkout()
+
+    def _begun(
+        self, start: Coroutine[None, None, monty.AsyncMontySession]
+    ) -> asyncio.Task[monty.AsyncMontySession]:
+        return asyncio.create_task(start, name="code-mode-start")
 
     async def _prepared(self) -> monty.AsyncMontySession:
         session = await self._checkout()
@@ -121,7 +130,7 @@ class CodeMode:
         checkout = pool.checkout(
             limits=limits,
             type_check=True,
-            type_check_stubs=_checker_stubs(),
+            type_check_stubs=checker_stubs(),
             type_check_format="concise",
             os_policy={"sleep": "zero"},
         )
@@ -130,11 +139,14 @@ class CodeMode:
     async def _started(self) -> monty.AsyncMonty:
         async with self._starting:
             if self._pool is None:
+                launched = launcher(self._limits)
+                program = await asyncio.to_thread(self._kept.enter_context, launched)
                 pool = monty.AsyncMonty(
-                    min_processes=1,
+                    binary_path=str(program),
+                    min_processes=0,
                     max_processes=self._limits.processes,
                     checkout_timeout=self._limits.checkout_s,
-                    request_timeout=self._limits.time_s + _CHECK_GRACE,
+                    request_timeout=self._limits.time_s + CHECK_S,
                     max_checkouts_per_worker=1,
                 )
                 self._pool = await pool.__aenter__()
@@ -161,13 +173,14 @@ class CodeMode:
 
 
 @cache
-def _checker_stubs() -> str:
+def checker_stubs() -> str:
+    """Return the stubs that programs are checked with, made once in a process."""
     return stubs()
 
 
 async def _ended(spare: asyncio.Task[monty.AsyncMontySession]) -> None:
-    """End a prepared sandbox; one that is still being made ends itself."""
-    spare.cancel()
+    """End a prepared sandbox. One that is still being made is waited for: killed in its first
+    moments, ``bwrap`` would leave a process behind that waits for ever."""
     await asyncio.wait([spare])
     if not spare.cancelled() and spare.exception() is None:
         await spare.result().__aexit__(None, None, None)

@@ -6,6 +6,7 @@ call starts after that.
 """
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -132,8 +133,9 @@ class Program:
 
     def _note(self, tool: Tool, arguments: Arguments) -> None:
         if tool.permission is not Permission.READ:
-            subject = str(msgspec.structs.astuple(arguments)[0])[:_MAX_SUBJECT]
-            self._done.append(f"{tool.name} {subject}")
+            first = msgspec.structs.astuple(arguments)[0]
+            subject = shlex.join(first) if isinstance(first, list) else str(first)
+            self._done.append(f"{tool.name} {subject[:_MAX_SUBJECT]}")
 
     def _line_of(self, step: monty.AsyncFunctionSnapshot) -> int:
         return self._source.count(b"\n", 0, step.position.start) + 1

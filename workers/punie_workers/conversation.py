@@ -5,6 +5,7 @@ A delta is the JSON of a list of messages, or of one `Compaction` (an object).
 
 import asyncio
 import itertools
+import shlex
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
@@ -209,8 +210,15 @@ def _named(effect: Effect) -> str:
         arguments = msgspec.json.decode(effect.arguments, type=dict[str, object])
     except msgspec.MsgspecError:
         arguments = {}
-    subject = next((value for value in arguments.values() if isinstance(value, str)), "")
+    subject = next((_words(value) for value in arguments.values() if _words(value)), "")
     return f"{effect.tool} {subject[:200]}".strip()
+
+
+def _words(value: object) -> str:
+    """Return an argument that says what a call was about: a text, or the words of a command."""
+    if isinstance(value, list):
+        return shlex.join(map(str, value))
+    return value if isinstance(value, str) else ""
 
 
 def _has_prompt(message: ModelMessage) -> bool:

@@ -8,11 +8,12 @@ from acp import schema
 from punie_protocol.permissions import Answer, PromptPermissions, TrustAnswer
 from punie_protocol.project_settings import ProjectConfig
 from punie_protocol.tool_types import Arguments, Permission, Tool
-from punie_workers.actions import Action
+from punie_workers.actions import Action, Subject
 from punie_workers.display import shown
+from punie_workers.policy import starts_programs
 from punie_workers.project_settings import Found
 from punie_workers.questions import Content, Option, Question
-from punie_workers.updates import changes, diff_content, kind
+from punie_workers.updates import changes, diff_content, kind, text_content
 
 MAX_DIFFS: Final = 8
 """Files of one call whose changes are shown; each side is cut at 64 K characters."""
@@ -38,7 +39,9 @@ def about_call(call: Admission, root: str) -> Question:
     if len(diffs) > MAX_DIFFS:
         more = len(diffs) - MAX_DIFFS
         content.append(_text(f"{more} more files would change, which are not shown"))
-    what = _whole_session(call.tool.permission)
+    if call.action.description:
+        content.append(text_content(call.action.description))
+    what = _whole_session(call)
     return Question(
         call_id=call.call_id,
         title=call.title,
@@ -83,19 +86,28 @@ def describe(config: ProjectConfig) -> str:
     return "\n".join(lines)
 
 
-def _whole_session(permission: Permission) -> str:
+def _whole_session(call: Admission) -> str:
     """Return what `policy.grant_key` makes of an answer, in words."""
-    match permission:
+    subject = call.action.subject
+    match call.tool.permission:
         case Permission.EDIT:
-            return "all edits"
+            return "edits of exactly these files" if starts_programs(subject) else "all edits"
         case Permission.EXECUTE:
-            return "exactly this command"
+            every = f"every {call.tool.name}"
+            what = every if subject.any_arguments else "exactly this command"
+            return f"{what}{_reach(subject)}"
         case Permission.NETWORK:
             return "all network access"
         case Permission.READ:
             return "all reading"
         case _:
-            assert_never(permission)
+            assert_never(call.tool.permission)
+
+
+def _reach(subject: Subject) -> str:
+    if not subject.confined:
+        return ", without a sandbox,"
+    return ", with the network," if subject.network else ""
 
 
 def _text(text: str) -> schema.ContentToolCallContent:

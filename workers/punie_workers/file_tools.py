@@ -22,6 +22,7 @@ from punie_protocol.tools_files import (
 )
 from punie_workers import rg
 from punie_workers.halves import Halves, Opened
+from punie_workers.readers import Folder, Reader, nowhere
 
 
 class Directory(Opened):
@@ -33,8 +34,9 @@ class Directory(Opened):
 class FileTools:
     """Files and searches of one project."""
 
-    def __init__(self, halves: Halves) -> None:
+    def __init__(self, halves: Halves, reader: Reader | None = None) -> None:
         self._halves = halves
+        self._reader = reader or Reader(halves, find=nowhere)
 
     async def run(self, arguments: Arguments) -> Result:
         """Return the result of one tool call."""
@@ -51,21 +53,25 @@ class FileTools:
 
     async def _list_files(self, wanted: ListFiles) -> ListFilesResult:
         async with self.directory(wanted.path) as folder:
-            output = await rg.files(folder.fd, at_root=not folder.path)
+            output = await self.files(folder)
             request = _parse("list_files", output, folder, wanted.pattern, wanted.limit)
             return await self._halves.call(request, ListFilesResult)
 
     async def _search(self, wanted: Search) -> SearchResult:
         async with self.directory(wanted.path) as folder:
             output = await rg.search(
-                folder.fd,
+                self._reader,
+                Folder(folder.fd, folder.path),
                 wanted.pattern,
                 wanted.glob,
                 ignore_case=wanted.ignore_case,
-                at_root=not folder.path,
             )
             request = _parse("search", output, folder, wanted.glob, wanted.limit)
             return await self._halves.call(request, SearchResult)
+
+    async def files(self, folder: Directory) -> rg.Output:
+        """Return what ripgrep lists below `folder`. Raises `PunieError`."""
+        return await rg.files(self._reader, Folder(folder.fd, folder.path))
 
     def directory(self, path: str) -> AbstractAsyncContextManager[Directory]:
         """Yield the folder at `path`, open. Raises `PunieError`."""

@@ -118,15 +118,22 @@ class Gate:
         if decision.verdict is not Verdict.ALLOW:
             raise _denied(call, decision)
 
+    def is_read_only(self, prompt: PromptPermissions) -> bool:
+        """Whether a call of that prompt may change nothing, as things are now."""
+        return self._rights(prompt).mode is Mode.READ_ONLY
+
     def _decide(self, call: Admission) -> Decision:
-        rights = Rights(
+        rights = self._rights(call.permissions)
+        return decide(call.tool.permission, call.tool.name, call.action.subject, rights)
+
+    def _rights(self, prompt: PromptPermissions) -> Rights:
+        return Rights(
             user=self._user,
             project=self._of_project(),
             session_mode=self._mode,
-            prompt=call.permissions,
+            prompt=prompt,
             grants=self._grants,
         )
-        return decide(call.tool.permission, call.tool.name, call.action.subject, rights)
 
     def _of_project(self) -> ProjectPermissions:
         """Return what the project's settings say, while the user trusts them."""

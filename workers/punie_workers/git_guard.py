@@ -167,3 +167,7 @@ class Settings(msgspec.Struct):
         if self.excludes is not None:
             pairs.append(("core.excludesFile", os.fsdecode(self.excludes)))
         return pairs + [("safe.directory", os.fsdecode(folder)) for folder in self.safe]
+
+    def files(self) -> list[str]:
+        """Return the files outside the repository that those settings name."""
+        return [] if self.excludes is None else [os.fsdecode(self.excludes)]

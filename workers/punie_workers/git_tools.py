@@ -7,6 +7,7 @@ folder of the repository; results are of that folder and relative to it.
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import PurePosixPath
 from typing import Final
 
 from punie_protocol.errors import Internal, PunieError
@@ -25,6 +26,7 @@ from punie_workers import git_guard, programs
 from punie_workers.git_guard import Settings, Where
 from punie_workers.halves import Halves, Opened
 from punie_workers.programs import Kinds, Output, Program
+from punie_workers.readers import Folder, Reader, nowhere, standing_in
 
 TIMEOUT: Final = 30.0
 MAX_OUTPUT: Final = 8 * 1024 * 1024
@@ -54,6 +56,11 @@ _LOG = [
     *("--no-color", "--no-decorate", "--no-notes", "--no-patch", "--no-follow"),
 ]
 
+_LISTING = ["config", "--null", "--show-scope", "--list"]
+
+_USER_SETTINGS = ("~/.config/git/ignore", "~/.config/git/attributes")
+_OF_FOLDERS = (".gitignore", ".gitattributes")
+
 _NO_REPOSITORY = ("not a git repository", "usage: git diff --no-index")
 """The second is said of a diff outside a repository, whatever its options."""
 _NO_COMMITS = "does not have any commits yet"
@@ -80,9 +87,15 @@ class _Place(Opened):
 class GitTools:
     """Git on one project. `find` returns the program, given the project's root."""
 
-    def __init__(self, halves: Halves, find: Callable[[str], str] = git_guard.find) -> None:
+    def __init__(
+        self,
+        halves: Halves,
+        find: Callable[[str], str] = git_guard.find,
+        reader: Reader | None = None,
+    ) -> None:
         self._halves = halves
         self._find = find
+        self._reader = reader or Reader(halves, find=nowhere)
 
     async def run(self, arguments: Arguments) -> Result:
         """Return the result of one tool call. Raises `PunieError`, with ``not_a_repository`` where
@@ -143,7 +156,7 @@ class GitTools:
     async def _repository(self, path: str) -> AsyncGenerator[_Git]:
         opening = encode_request("git_place", {"path": path})
         async with self._halves.opened(opening, _Place) as place:
-            git = _Git(self._halves, self._find(place.root), place)
+            git = _Git(self._halves, self._reader, self._find(place.root), place)
             await git.begin()
             yield git
 
@@ -151,11 +164,13 @@ class GitTools:
 class _Git:
     """Runs git in one project, for one tool call. Owns nothing."""
 
-    def __init__(self, halves: Halves, executable: str, place: _Place) -> None:
+    def __init__(self, halves: Halves, reader: Reader, executable: str, place: _Place) -> None:
         self._halves = halves
+        self._reader = reader
         self._executable = executable
         self._place_environment = git_guard.place(place.up, place.ceiling)
         self._environment = git_guard.asking(self._place_environment)
+        self._read: list[str] = []
         self.place = place
 
     @property
@@ -166,8 +181,9 @@ class _Git:
 
     async def begin(self) -> None:
         """Ask the configuration what must be switched off by name. Whoever can change it between
-        this and the next run could have had a program run without us."""
-        listing = await self.run("config", "--null", "--show-scope", "--list")
+        this and the next run could have had a program run without us. It starts nothing and
+        shows no file, and the user's own settings are anywhere: this one needs no sandbox."""
+        listing = await self._run(Reader(self._halves, find=nowhere), *_LISTING)
         data = programs.check(GIT, listing)
         request = encode_request("git_settings", {"output": data})
         settings = await self._halves.call(request, Settings)
@@ -175,12 +191,17 @@ class _Git:
             message = "this git is too old to be run safely; git 2.31 or newer is needed"
             raise programs.failed(GIT.kinds.failed, message)
         self._environment = git_guard.guarded(self._place_environment, settings.pairs())
+        self._read = [*_USER_SETTINGS, *settings.files(), *_above(self.place)]
 
     async def run(self, *arguments: str) -> Output:
         """Return what git printed. Raises `PunieError` when it cannot be started, hangs, or finds
         no repository."""
+        return await self._run(self._reader, *arguments)
+
+    async def _run(self, reader: Reader, *arguments: str) -> Output:
         command = [self._executable, *git_guard.options(Where.ALWAYS), *arguments]
-        output = await programs.run(GIT, command, self.place.fd, self._environment)
+        folder = Folder(self.place.fd, "")
+        output = await reader.run(GIT, command, folder, self._environment, self._read)
         if output.code >= _USELESS and any(words in output.errors for words in _NO_REPOSITORY):
             message = "this project is in no git repository that git can read"
             raise programs.failed("not_a_repository", message)
@@ -207,6 +228,12 @@ class _Git:
             hint = "name a commit, branch, tag or range; git_log lists commits"
             raise programs.failed("unknown_revision", message, hint)
         return [dots.join(hashes)]
+
+
+def _above(place: _Place) -> list[str]:
+    """Return where files of the work tree above the project say what git ignores in it."""
+    above = list(PurePosixPath(place.root).parents)[: len(PurePosixPath(place.prefix).parts)]
+    return standing_in(above, _OF_FOLDERS)
 
 
 def endpoints(revision: str) -> tuple[list[str], str]:

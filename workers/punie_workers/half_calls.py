@@ -1,19 +1,29 @@
-"""One call of a project half, between the loop that waits for it and the thread that runs it.
-
-Whoever claims a call first has it: the thread, then it runs; or its caller, then it never does.
-"""
+"""One call of a project half: who waits for it, what became of it, and who takes what it opened."""
 
 import asyncio
-import threading
 from collections.abc import Callable
 from enum import StrEnum
 
 from punie_protocol import interp_codec
 from punie_protocol.errors import Internal, PunieError, TimedOut, ToolFailed
+from punie_workers.interp import wire
 from punie_workers.interp.failures import Kind
 
-type Answer = bytes | Exception
-"""What the thread brings back: a raw reply, or how the interpreter itself failed."""
+
+class Broken(Exception):
+    """Says how the project half itself failed, not the operation."""
+
+
+class NeverBegun(PunieError):
+    """The half was quarantined while the call waited in it: it may be repeated in another."""
+
+    def __init__(self) -> None:
+        message = "the tools of this project hang; the call had not begun"
+        super().__init__(Internal(message=message, hint="try again"))
+
+
+type Answer = bytes | Broken | NeverBegun
+"""What comes back: a raw reply, or why there is none."""
 
 
 class DeedState(StrEnum):
@@ -38,40 +48,72 @@ class Deed:
 
 
 class Call[R]:
-    """A request, the type of its result, and its `reply`, set on the loop; never an exception."""
+    """A request, the type of its result, and its `answer`. Used from the loop.
 
-    def __init__(self, request: bytes, result: type[R], loop: asyncio.AbstractEventLoop) -> None:
+    `begun` is the loop's time when it went inside, 0 before. `timer` is its deadline's.
+    """
+
+    timer: asyncio.TimerHandle
+
+    def __init__(
+        self, request: bytes, result: type[R], unclaimed: Callable[[R], None] | None
+    ) -> None:
         self.request = request
-        self.reply: asyncio.Future[Answer] = loop.create_future()
-        self.left = False
-        self._begun = False
+        self.answer: Answer | None = None
+        self.begun = 0.0
         self._result = result
-        self._claim = threading.Lock()
+        self._unclaimed = unclaimed
+        self._waiter: asyncio.Future[None] | None = None
+        self._left = False
+        self._expired = False
 
-    def begin(self) -> bool:
-        """Claim the call for the thread; whether it may run."""
-        self._begun = self._claim.acquire(blocking=False)
-        return self._begun
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody needs to wait any more: it is answered, or too late."""
+        return self.answer is not None or self._expired
 
-    def withdraw(self) -> bool:
-        """Claim the call for its caller, who no longer waits; whether it never runs."""
-        self.left = True
-        return self._claim.acquire(blocking=False)
+    async def wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Return once it is over. One waits at a time."""
+        if not self.is_over:
+            self._waiter = loop.create_future()
+            await self._waiter
+
+    def leave(self) -> None:
+        """Nobody waits for the result any more: once it is there, it is the `unclaimed` one."""
+        self._left = True
+        if self.answer is not None:
+            self._give()
+
+    def finish(self, answer: Answer) -> None:
+        """Take the answer."""
+        self.answer = answer
+        self._wake()
+        if self._left:
+            self._give()
+
+    def expire(self) -> None:
+        """It is too late."""
+        self._expired = True
+        self._wake()
 
     def value(self) -> R:
-        """Return the typed result of the reply that is there. Raises `PunieError`."""
-        answer = self.reply.result()
-        if isinstance(answer, Exception):
-            message = f"the project's interpreter failed: {answer}"
-            raise PunieError(Internal(message=message))
-        return interp_codec.decode_reply(answer, self._result)
+        """Return the typed result of the answer that is there. Raises `PunieError`."""
+        answer = self.answer
+        match answer:
+            case bytes():
+                return interp_codec.decode_reply(answer, self._result)
+            case NeverBegun():
+                raise answer
+            case _:
+                message = f"the project's interpreter failed: {answer}"
+                raise PunieError(Internal(message=message))
 
     def settle(self, deed: Deed) -> R:
         """Return the result as `value` does, and note in `deed` what became of it."""
         try:
             value = self.value()
         except PunieError as error:
-            if isinstance(error.error, ToolFailed) or not self._begun:
+            if isinstance(error.error, ToolFailed) or not self.begun:
                 deed.state = DeedState.NOT_DONE
                 raise
             raise unknown(error.error.message, deed) from error
@@ -79,27 +121,34 @@ class Call[R]:
         return value
 
     def too_late(self, deadline: float, deed: Deed | None) -> PunieError:
-        """Withdraw the call and return the error of its caller."""
-        withdrawn = self.withdraw()
+        """Leave, and return the error of the caller."""
+        self.leave()
+        if not self.begun:
+            message = f"other tools of this project took longer than {deadline:g} s"
+            return PunieError(TimedOut(message=message, hint="try again", limit_s=deadline))
         message = f"the tools of this project gave no answer within {deadline:g} s"
-        if deed is None or withdrawn:
+        if deed is None:
             return PunieError(TimedOut(message=message, limit_s=deadline))
         return unknown(message, deed)
 
-    def give_to(self, unclaimed: Callable[[R], None]) -> None:
-        """Hand the result over, once it is there, if the caller has left; a failure has none."""
+    def operation(self) -> str:
+        """Return the name of what was asked for."""
+        return wire.decode_request(self.request)[0]
 
-        def give(reply: asyncio.Future[Answer]) -> None:
-            if reply.result() == b"":
-                return
-            try:
-                value = self.value()
-            except PunieError:
-                return
-            unclaimed(value)
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-        if self.left:
-            self.reply.add_done_callback(give)
+    def _give(self) -> None:
+        """Hand the result over; a failure has none."""
+        give, self._unclaimed = self._unclaimed, None
+        if give is None:
+            return
+        try:
+            value = self.value()
+        except PunieError:
+            return
+        give(value)
 
 
 def unknown(message: str, deed: Deed) -> PunieError:

@@ -1,6 +1,8 @@
 """``python -m punie_workers.main --control-fd N``: a worker process, started by the supervisor.
 
-The hello goes out before the heavy imports, so that the supervisor knows early that it lives.
+The hello goes out before the heavy imports, so that the supervisor knows early that it lives. With
+``--spare`` it goes out after them, and the welcome may take as long as it likes: until somebody
+needs a worker.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import NoReturn
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.errors import PunieError
 from punie_protocol.handshake import greet_supervisor
+from punie_protocol.limits import HANDSHAKE_TIMEOUT
 from punie_protocol.link import FrameLink
 from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Role
@@ -26,18 +29,29 @@ _FAILED = 1
 
 
 def main() -> NoReturn:
-    """Run until the supervisor ends it; leaves by `os._exit`."""
-    control = _control_fd()
+    """Run what the command line says until the supervisor ends it; leaves by `os._exit`."""
+    parser = argparse.ArgumentParser(prog="punie-worker")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--spare", action="store_true", help="import everything, then say hello")
+    options = parser.parse_args()
+    run(options.control_fd, spare=options.spare)
+
+
+def run(control: int, *, spare: bool = False) -> NoReturn:
+    """Be a worker until the supervisor at the other end of `control` ends it; leaves by
+    `os._exit`. To be called first of all, on the main thread, with no event loop."""
     lifetime.end_with_parent()
+    lifetime.keep_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _set_title()
+    lifetime.set_title("punie-worker")
+    lifetime.keep_little()
     children.scrub_environment()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
     try:
-        asyncio.run(_serve(control))
+        asyncio.run(_serve(control, spare=spare))
     except PunieError as error:
         logging.getLogger(__name__).error("%s", error)
     except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
@@ -45,27 +59,22 @@ def main() -> NoReturn:
     lifetime.leave(_FAILED)
 
 
-def _control_fd() -> int:
-    parser = argparse.ArgumentParser(prog="punie-worker")
-    parser.add_argument("--control-fd", type=int, required=True)
-    return parser.parse_args().control_fd
-
-
-def _set_title() -> None:
-    from setproctitle import setproctitle
-
-    setproctitle("punie-worker")
-
-
-async def _serve(control: int) -> NoReturn:
+async def _serve(control: int, *, spare: bool) -> NoReturn:
     os.set_inheritable(control, False)
     sock = socket.socket(fileno=control)
     decoder = MessageDecoder[to_worker.ToWorker]("worker", to_worker.ToWorker)
     link = await FrameLink.over(sock, decoder, name="supervisor")
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, lifetime.leave, 0)
-    welcome = await greet_supervisor(link, Role.WORKER, to_worker.Welcome)
+    if sys.platform == "linux":
+        loop.add_signal_handler(signal.SIGCHLD, children.reap_orphans)
+    if spare:
+        _import_all()
+    patience = None if spare else HANDSHAKE_TIMEOUT
+    welcome = await greet_supervisor(link, Role.WORKER, to_worker.Welcome, patience)
     assert isinstance(welcome, to_worker.Welcome)
+    if welcome.limits_of_process is not None:
+        lifetime.limit(welcome.limits_of_process)
     watch = asyncio.create_task(_leave_at_end(link), name="supervisor-watch")
     from punie_workers.worker import Worker
 
@@ -75,6 +84,11 @@ async def _serve(control: int) -> NoReturn:
     watch.cancel()
     await _flushed(link)
     lifetime.leave(0)
+
+
+def _import_all() -> None:
+    """Import what every worker needs."""
+    import punie_workers.worker  # noqa: F401
 
 
 async def _leave_at_end(link: FrameLink[to_worker.ToWorker]) -> None:

@@ -3,7 +3,8 @@
 The one place where it is decided what a program that is missing, hangs, crashes or prints too
 much means. It gets an allow-listed environment, no input, on Linux bounded memory, and a process
 group of its own, which is killed when the answer is there, at the deadline, or when the caller is
-cancelled.
+cancelled. `run` is for programs whose whole output is read; those of the project, which are watched
+while they run, are `following`'s.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import re
 import signal
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -78,21 +79,21 @@ async def run(
     command: Sequence[str],
     folder: int,
     environment: Mapping[str, str] | None = None,
+    *,
+    pass_fds: Sequence[int] = (),
 ) -> Output:
     """Return what `command` printed, run in the folder of the descriptor `folder`. Without an
     `environment` it gets the allow-listed one. Raises `PunieError`: `ToolFailed` when it cannot
     be started, `TimedOut`. Cancelled, it leaves no process of the group behind."""
-    process = await _start(program, command, folder, environment)
-    children.add(process.pid)
+    process = await start(program, command, folder, environment, pass_fds)
     try:
+        _bound_memory(process.pid)
         async with asyncio.timeout(program.timeout):
             return await _read(process, program.limit)
     except TimeoutError:
-        message = f"{program.name} took longer than {program.timeout:g} s"
-        error = TimedOut(message=message, hint=program.hint, limit_s=program.timeout)
-        raise PunieError(error) from None
+        raise late(program) from None
     finally:
-        await _end(process)
+        await end(process)
 
 
 def check(program: Program, output: Output, codes: frozenset[int] = frozenset({0})) -> bytes:
@@ -114,7 +115,7 @@ def failed(kind: str, message: str, hint: str = "") -> PunieError:
 def ending(output: Output) -> str:
     """Return how it ended, with the first lines of what it complained about."""
     if output.code < 0:
-        how = f"was ended by {_signal(-output.code)}"
+        how = f"was ended by {signal_name(-output.code)}"
     else:
         how = f"failed with status {output.code}"
     said = [_QUOTED.sub("", line).rstrip() for line in output.errors.splitlines()]
@@ -122,38 +123,62 @@ def ending(output: Output) -> str:
     return "\n".join([f"{how}:", *lines[:_REASON_LINES]]) if lines else how
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return what a signal is called."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-async def _start(
+async def start(
     program: Program,
     command: Sequence[str],
     folder: int,
     environment: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
+    output: int | None = None,
 ) -> asyncio.subprocess.Process:
+    """Start it, to print on two pipes, or all of it to the descriptor `output`. It is one of the
+    `children` until `end`."""
+    pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
+        starting = asyncio.create_subprocess_exec(
             *command,
             cwd=_path(folder),
             env=children.environment() if environment is None else environment,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=pipe if output is None else output,
+            stderr=pipe if output is None else asyncio.subprocess.STDOUT,
             limit=_CHUNK,
             process_group=0,
+            pass_fds=pass_fds,
         )
+        process = await _started(starting)
     except OSError as error:
         absent = isinstance(error, FileNotFoundError | PermissionError)
         kinds = program.kinds
         kind = kinds.missing if absent or error.errno == errno.ENOEXEC else kinds.failed
         message = f"{program.name} cannot be started: {error.strerror or type(error).__name__}"
         raise failed(kind, message) from None
-    _bound_memory(process.pid)
+    children.add(process.pid)
     return process
+
+
+async def _started(
+    starting: Coroutine[Any, Any, asyncio.subprocess.Process],
+) -> asyncio.subprocess.Process:
+    """Return the process. Cancelled, it ends what has started by then, with its group: asyncio
+    would kill the leader alone."""
+    task = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if task.exception() is None:
+            kill(task.result())
+            await task.result().wait()
+        raise
 
 
 def _bound_memory(pid: int) -> None:
@@ -181,7 +206,7 @@ async def _read(process: asyncio.subprocess.Process, limit: int) -> Output:
         errors = group.create_task(_drain(process.stderr))
         data = await _read_up_to(process.stdout, limit)
         if not (complete := process.stdout.at_eof()):
-            _kill(process)
+            kill(process)
             await _drain(process.stdout)
     code = await process.wait()
     return Output(code, data, errors.result().decode("utf-8", "replace"), complete)
@@ -203,16 +228,22 @@ async def _drain(stream: asyncio.StreamReader) -> bytes:
     return bytes(data)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+def late(program: Program) -> PunieError:
+    """Return what is told of a program that took too long."""
+    message = f"{program.name} took longer than {program.timeout:g} s"
+    return PunieError(TimedOut(message=message, hint=program.hint, limit_s=program.timeout))
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
     """Leave nothing of the group behind; a killed leader is reaped at once."""
-    _kill(process)
+    kill(process)
     try:
         await process.wait()
     finally:
         children.remove(process.pid)
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+def kill(process: asyncio.subprocess.Process) -> None:
     """End the group, also when its leader is gone already: the number is not given to another
     group while a member lives. macOS says EPERM for a group of zombies."""
     try:

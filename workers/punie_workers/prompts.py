@@ -23,8 +23,8 @@ questions about it and change it.
 - Find out first: look at the files with your tools, never guess what they hold.
 - Edit in small exact steps. `old_text` must stand exactly once in the file: copy it, with its \
 indentation, from what `read_file` showed. Change what was asked for and nothing else.
-- When you have changed Python, check those files with `typecheck` and `ruff_check`, mend what you \
-broke, and say what still fails.
+- When you have changed Python, check those files with `typecheck` and `ruff_check`, run its tests \
+with `pytest_run`, mend what you broke, and say what still fails.
 - Prefer one short program in `execute_code` to many calls: the functions below are built in \
 there, results have attributes (`r.files`, `m.line`), and only what it prints comes back. Long \
 texts are easier in a direct `edit_file` or `write_file`.
@@ -40,7 +40,7 @@ texts are easier in a direct `edit_file` or `write_file`.
 DIRECT: Final = ("execute_code", "read_file", "edit_file", "write_file")
 """Tools that the model may call by themselves; the others are functions of `execute_code`."""
 
-_STUBS_HEAD: Final = "\nFunctions of `execute_code`:\n```python\n"
+_STUBS_HEAD: Final = "\nFunctions of `execute_code` (no type: str):\n```python\n"
 _STUBS_FOOT: Final = "```\n"
 _SAID_BY_STUBS: Final = ("description", "default", "minimum", "maximum", "minLength", "maxLength")
 _AGENTS_HEAD: Final = "AGENTS.md, how work is done in this project:"

@@ -1,4 +1,4 @@
-"""Runs Punie's own pinned ripgrep in a folder given by descriptor.
+"""Runs Punie's own pinned ripgrep in a folder of the project.
 
 The model's patterns go here and never into `re`: ripgrep is linear in the input. A glob is no
 ``--glob``, which would override ignore rules; the project half filters instead, and a file type
@@ -11,6 +11,7 @@ from typing import Final
 from punie_protocol.errors import PunieError, ToolFailed
 from punie_workers import programs
 from punie_workers.programs import Kinds, Output, Program
+from punie_workers.readers import Folder, Reader
 
 TIMEOUT: Final = 30.0
 MAX_OUTPUT: Final = 32 * 1024 * 1024
@@ -36,22 +37,24 @@ _ANSWERS = frozenset({0, 1, 2})
 """Matches, none, and an error: of the pattern when ripgrep says so, else of single files."""
 
 
-async def files(fd: int, *, at_root: bool) -> Output:
-    """Return the files below the folder `fd`, each ended by NUL, in no order."""
-    return await _run([*_COMMON, "--files", *_parents(at_root)], fd)
+async def files(reader: Reader, folder: Folder) -> Output:
+    """Return the files below `folder`, each ended by NUL, in no order."""
+    return await _run(reader, [*_COMMON, "--files", *_parents(folder)], folder)
 
 
-async def search(fd: int, pattern: str, glob: str, *, ignore_case: bool, at_root: bool) -> Output:
+async def search(
+    reader: Reader, folder: Folder, pattern: str, glob: str, *, ignore_case: bool
+) -> Output:
     """Return the lines that match `pattern`: path, NUL, number, colon, text, newline. Raises
     `PunieError` with ``invalid_pattern``."""
     _check(pattern)
     arguments = [*_COMMON, "--line-number", "--no-heading", "--with-filename", "--color=never"]
-    arguments += [f"--max-columns={_MAX_COLUMNS}", "--max-columns-preview", *_parents(at_root)]
+    arguments += [f"--max-columns={_MAX_COLUMNS}", "--max-columns-preview", *_parents(folder)]
     arguments += ["--ignore-case"] if ignore_case else ["--case-sensitive"]
     last = glob.rsplit("/", 1)[-1]
     if _SAFE_TYPE.fullmatch(last) and last.strip("*") and "**" not in last:
         arguments += [f"--type-add=punie:{last}", "--type=punie"]
-    return await _run([*arguments, "-e", pattern, "--", "."], fd)
+    return await _run(reader, [*arguments, "-e", pattern, "--", "."], folder)
 
 
 def _check(pattern: str) -> None:
@@ -61,13 +64,13 @@ def _check(pattern: str) -> None:
         raise PunieError(ToolFailed(kind="invalid_pattern", message=message))
 
 
-def _parents(at_root: bool) -> list[str]:
+def _parents(folder: Folder) -> list[str]:
     """Below the root, ignore files of the folders above count; at the root nothing above does."""
-    return ["--no-ignore-parent"] if at_root else []
+    return [] if folder.path else ["--no-ignore-parent"]
 
 
-async def _run(arguments: list[str], fd: int) -> Output:
-    output = await programs.run(_RIPGREP, [programs.bundled("rg"), *arguments], fd)
+async def _run(reader: Reader, arguments: list[str], folder: Folder) -> Output:
+    output = await reader.run(_RIPGREP, [programs.bundled("rg"), *arguments], folder)
     if output.complete and output.code == 2 and _NO_FOLDER in output.errors:
         raise PunieError(ToolFailed(kind="not_found", message="the folder was deleted meanwhile"))
     if output.complete and output.code == 2 and output.errors.strip():

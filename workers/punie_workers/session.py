@@ -17,6 +17,7 @@ from punie_protocol.jsonrpc import Envelope, RpcId
 from punie_protocol.messages.common import ModelInfo, Timings, Usage
 from punie_protocol.messages.to_worker import OpenSession
 from punie_protocol.permissions import Mode, PromptPermissions
+from punie_workers import lifetime
 from punie_workers.compaction import Compactor
 from punie_workers.conversation import Conversation
 from punie_workers.gate import Gate
@@ -150,6 +151,7 @@ class Session:
             self._current = self._turn = None
             self._outlet.send_nowait(response)
         self._runner = None
+        lifetime.trim()  # a turn needs a megabyte that nobody needs after it
 
     async def _run(self, prompt: Prompt) -> bytes:
         """Return the response to `prompt`."""

@@ -8,6 +8,7 @@ session's gate, then durable as started, and only then done.
 import asyncio
 import itertools
 import logging
+from functools import partial
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -22,6 +23,7 @@ from punie_protocol.tool_types import Arguments, Permission, Result, Tool
 from punie_protocol.tool_views import decode_arguments
 from punie_protocol.tools import TOOLS
 from punie_protocol.tools_code import ExecuteCode, ExecuteCodeResult
+from punie_protocol.tools_commands import PytestRunResult, RunCommandResult
 from punie_protocol.tools_files import EditResult
 from punie_workers.actions import Action
 from punie_workers.code_errors import error_text
@@ -158,7 +160,11 @@ class TurnTools:
     async def _act(self, tool: Tool, arguments: Arguments, call: ToolCallClock) -> Result:
         """Do what has effects, one at a time: what is asked for is what will happen."""
         async with self._effects:
-            action = await self._project.prepare(arguments)
+            action = await self._project.prepare(
+                arguments,
+                partial(self._updates.tool_printed, call),
+                read_only=self._gate.is_read_only(self._permissions),
+            )
             await self._updates.tool_prepared(call, action)
             admission = self._admission(tool, arguments, action, call)
             await self._gate.admit(admission, call.asking)
@@ -241,6 +247,12 @@ def _summary(result: Result) -> str:
     match result:
         case EditResult(path=path, added=added, removed=removed):
             return f"{path} +{added} -{removed}"
+        case RunCommandResult(running=True, job=job):
+            return f"{job} runs"
+        case RunCommandResult(exit_code=code):
+            return f"status {code}"
+        case PytestRunResult(passed=passed, failed=failed, errors=errors):
+            return f"{passed} passed, {failed} failed, {errors} errors"
         case _:
             return type(result).__name__
 

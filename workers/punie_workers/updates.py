@@ -2,6 +2,7 @@
 
 import asyncio
 import posixpath
+import shlex
 import time
 from typing import Any, Final, Literal
 
@@ -12,9 +13,11 @@ from punie_protocol import jsonrpc
 from punie_protocol.client import UpdateMeta
 from punie_protocol.messages.common import Isolation
 from punie_protocol.tool_types import Arguments, Permission, Result, Tool
+from punie_protocol.verbatim import fenced
 from punie_workers.actions import Action, FileDiff
 from punie_workers.coalescer import Block, BlockKind, Chunk, Coalescer
 from punie_workers.display import shown
+from punie_workers.interp.plain import visible
 from punie_workers.outlet import Outlet
 from punie_workers.tool_clock import ToolCallClock
 
@@ -25,7 +28,10 @@ type Update = (
     | schema.ToolCallProgress
 )
 
+type Content = schema.FileEditToolCallContent | schema.ContentToolCallContent
+
 _MOVE: Final = "move_file"
+_COMMAND: Final = "run_command"
 _KINDS: Final[dict[str, schema.ToolKind]] = {
     "list_files": "search",
     "search": "search",
@@ -119,11 +125,29 @@ class Updates:
         progress = schema.ToolCallProgress(
             session_update="tool_call_update",
             tool_call_id=call.id,
-            content=[diff_content(diff, self._root) for diff in changes(call.tool, action)] or None,
+            content=self._content(call, action) or None,
             locations=self._locations(*action.subject.paths[:1]),
             field_meta=self._meta(tool=call.tool, parent=call.parent_id),
         )
         await self._outlet.send(self._update(progress))
+
+    def tool_printed(self, call: ToolCallClock, text: str) -> None:
+        """Show what its program has printed lately, in place of what was shown before; does not
+        wait."""
+        progress = schema.ToolCallProgress(
+            session_update="tool_call_update",
+            tool_call_id=call.id,
+            status="in_progress",
+            content=[text_content(text)],
+            field_meta=self._meta(tool=call.tool, parent=call.parent_id),
+        )
+        self._outlet.send_nowait(self._update(progress))
+
+    def _content(self, call: ToolCallClock, action: Action) -> list[Content]:
+        content: list[Content] = [
+            diff_content(diff, self._root) for diff in changes(call.tool, action)
+        ]
+        return [*content, text_content(action.description)] if action.description else content
 
     async def tool_finished(self, call: ToolCallClock, output: Result | str) -> None:
         """Show how it ended: with a result, or with the text of its error."""
@@ -240,13 +264,24 @@ def title(name: str, arguments: dict[str, Any]) -> str:
     if name == _MOVE:
         return f"{name}: {_line(arguments.get('path'))} → {_line(arguments.get('destination'))}"
     first = next((value for value in arguments.values() if isinstance(value, str)), "")
-    line = _line(first)
+    line = _line(_command(arguments) if name == _COMMAND else first)
     return f"{name}: {line}" if line else name
 
 
 def changes(name: str, action: Action) -> tuple[FileDiff, ...]:
     """Return the changed files whose texts are shown: a move changes none."""
     return () if name == _MOVE else action.diffs
+
+
+def _command(arguments: dict[str, Any]) -> str:
+    """Return the command of a call, or which job it is about."""
+    match arguments.get("command"):
+        case str(text) if text:
+            return visible(text)
+        case list(words):
+            return visible(shlex.join(map(str, words)))
+        case _:
+            return f"job {arguments.get('job')}"
 
 
 def _line(value: object) -> str:
@@ -268,6 +303,12 @@ def diff_content(diff: FileDiff, root: str) -> schema.FileEditToolCallContent:
         old_text=None if diff.old is None else _short(diff.old),
         new_text=_short(diff.new or ""),
     )
+
+
+def text_content(text: str) -> schema.ContentToolCallContent:
+    """Return what a program printed, or its command, as clients show it."""
+    block = schema.TextContentBlock(type="text", text=fenced(text))
+    return schema.ContentToolCallContent(type="content", content=block)
 
 
 def absolute(root: str, path: str) -> str:

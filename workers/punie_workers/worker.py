@@ -30,21 +30,25 @@ from punie_protocol.messages.to_worker import (
     Ping,
     SessionHistory,
     SetMode,
+    SetUnconfined,
     Stop,
     Stored,
     ToWorker,
     TrustProject,
     Welcome,
 )
-from punie_workers import lifetime
+from punie_workers import children, lifetime
 from punie_workers.acp_adapter import AcpAdapter
 from punie_workers.code_mode import CodeMode
+from punie_workers.crumbs import Crumbs
+from punie_workers.grounds import Grounds, MakeHalf
 from punie_workers.halves import Abandoned
 from punie_workers.ledger import Ledger
 from punie_workers.model_client import ModelClient
 from punie_workers.models import Models
 from punie_workers.outlet import Outlet
 from punie_workers.project import Project
+from punie_workers.project_half import ProjectHalf
 from punie_workers.prompt_report import describe
 from punie_workers.services import Services
 from punie_workers.session import Session
@@ -55,6 +59,7 @@ type _Immediate = (
     Welcome
     | CloseProject
     | TrustProject
+    | SetUnconfined
     | SetMode
     | DescribePrompt
     | OpenSession
@@ -69,15 +74,32 @@ type _Immediate = (
 class Worker:
     """Serves one supervisor until it says `Stop` or the link ends."""
 
-    def __init__(self, link: FrameLink[ToWorker], welcome: Welcome) -> None:
+    def __init__(
+        self,
+        link: FrameLink[ToWorker],
+        welcome: Welcome,
+        make_half: MakeHalf = ProjectHalf,
+        code: CodeMode | None = None,
+    ) -> None:
         self._link = link
         self._ledger = Ledger(link)
         self._models = Models(ModelClient(welcome.model_socket))
-        self._services = Services(self._models, CodeMode(), self._ledger, welcome.permissions)
+        self._services = Services(
+            self._models, code or CodeMode(), self._ledger, welcome.permissions
+        )
         self._projects: dict[str, Project] = {}
         self._sessions: dict[str, Session] = {}
         self._unusable: dict[str, PunieError] = {}
-        self._abandoned = Abandoned(partial(lifetime.leave, lifetime.WORN_OUT))
+        children.hand_on(welcome.variables)
+        self._grounds = Grounds(
+            ledger=self._ledger,
+            abandoned=Abandoned(partial(lifetime.leave, lifetime.WORN_OUT)),
+            crumbs=Crumbs(welcome.crumbs),
+            sandbox=welcome.sandbox,
+            hidden=tuple(welcome.hidden),
+            make_half=make_half,
+            tell=link.send_nowait,
+        )
         self._adapter = AcpAdapter(self._find)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -114,11 +136,12 @@ class Worker:
                 self._ledger.stored(request_id, error)
             case OpenSession() | SessionHistory() | CloseSession() | SetMode():
                 self._take_of_session(message)
-            case CloseProject() | TrustProject() | DescribePrompt():
+            case CloseProject() | TrustProject() | SetUnconfined() | DescribePrompt():
                 self._take_of_project(message)
             case Ping(nonce=nonce):
                 busy = sum(session.is_busy for session in self._sessions.values())
-                self._link.send_nowait(Pong(nonce=nonce, busy=busy))
+                halves = [project.status for project in self._projects.values()]
+                self._link.send_nowait(Pong(nonce=nonce, busy=busy, halves=halves))
             case Welcome():
                 _log.warning("a second welcome")
             case _:
@@ -140,13 +163,18 @@ class Worker:
             case _:
                 assert_never(message)
 
-    def _take_of_project(self, message: CloseProject | TrustProject | DescribePrompt) -> None:
+    def _take_of_project(
+        self, message: CloseProject | TrustProject | SetUnconfined | DescribePrompt
+    ) -> None:
         match message:
             case CloseProject(project_id=project_id, reason=reason):
                 self._close_project(project_id, reason)
             case TrustProject(project_id=project_id, trusted=trusted):
                 if project := self._projects.get(project_id):
                     project.settings.trusted = trusted
+            case SetUnconfined(project_id=project_id, unconfined=unconfined):
+                if project := self._projects.get(project_id):
+                    project.unconfined = unconfined
             case DescribePrompt():
                 self._spawn(self._describe(message))
             case _:
@@ -157,7 +185,7 @@ class Worker:
             if wanted.project_id in self._projects:
                 message = f"project {wanted.project_id} is open already"
                 raise PunieError(InvalidRequest(message=message))
-            project = await Project.open(wanted, self._abandoned, self._ledger)
+            project = await Project.open(wanted, self._grounds)
         except PunieError as error:
             self._link.send_nowait(ProjectFailed(project_id=wanted.project_id, error=error.error))
             return
@@ -243,6 +271,8 @@ class Worker:
                 await _end(list(self._sessions.values()), reason)
         except TimeoutError:
             _log.warning("turns were still under way at the deadline")
+        for project in self._projects.values():
+            project.close()
         await self._services.code.close()
         await self._models.close()
 

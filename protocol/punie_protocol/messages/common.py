@@ -33,6 +33,20 @@ class Isolation(StrEnum):
     INTERPRETER = "interpreter"
 
 
+class HalfStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project half has done since its project was opened. `busy_ms` is the time inside
+    calls, `longest_ms` the longest; `waiting` are calls now; `replaced` counts interpreters that
+    did not answer in time and were given up."""
+
+    project_id: str
+    calls: int
+    failed: int
+    busy_ms: float
+    longest_ms: float
+    waiting: int
+    replaced: int
+
+
 class Priority(StrEnum):
     """Who goes first in the model host."""
 

@@ -2,9 +2,11 @@
 
 from enum import StrEnum
 
+import msgspec
+
 from punie_protocol.client import PromptReport
 from punie_protocol.errors import WireError
-from punie_protocol.messages.common import Limits, Message, ModelInfo, Role
+from punie_protocol.messages.common import HalfStatus, Limits, Message, ModelInfo, Role
 from punie_protocol.permissions import Grant
 
 
@@ -99,6 +101,23 @@ class StoreTrust(Message, frozen=True, tag="store_trust"):
     digest: str
 
 
+class HalfQuarantined(Message, frozen=True, tag="half_quarantined"):
+    """A project half did not answer within `seconds`: it cannot be stopped, so this process is to
+    take no new turns and to end once those under way have."""
+
+    project_id: str
+    operation: str
+    seconds: float
+
+
+class ProgramsRunning(Message, frozen=True, tag="programs_running"):
+    """How many background commands of a project run now; sent at each change. A project with one
+    is not idle."""
+
+    project_id: str
+    count: int
+
+
 class PromptDescribed(Message, frozen=True, tag="prompt_described"):
     """Answer to `DescribePrompt`: `report` is there unless `error` says why not."""
 
@@ -133,10 +152,12 @@ class ModelState(Message, frozen=True, tag="model_state"):
 
 
 class Pong(Message, frozen=True, tag="pong"):
-    """Answer to `Ping`. `busy` counts turns (worker) or requests (model host) under way."""
+    """Answer to `Ping`. `busy` counts turns (worker) or requests (model host) under way; `halves`
+    are a worker's, one a project that is open."""
 
     nonce: int
     busy: int
+    halves: list[HalfStatus] = msgspec.field(default_factory=list[HalfStatus])
 
 
 type ToSupervisor = (
@@ -150,6 +171,8 @@ type ToSupervisor = (
     | EffectFinished
     | StoreGrant
     | StoreTrust
+    | HalfQuarantined
+    | ProgramsRunning
     | PromptDescribed
     | ModelState
     | Pong

@@ -4,31 +4,45 @@ import msgspec
 
 from punie_protocol.backends import Backend
 from punie_protocol.errors import WireError
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages.common import Isolation, Limits, Message
 from punie_protocol.permissions import Grant, Mode, PermissionSettings
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
     """Answer to `Hello`. `model_socket` is the absolute path of the model host's socket,
-    `permissions` is what the user's config file says."""
+    `permissions` and `sandbox` are what the user's config file says. `limits_of_process` hold for
+    a worker of one project, ``None`` for one that several share. `crumbs` is the absolute path of
+    its breadcrumb file (`limits.MAX_HALVES` bytes), `hidden` are folders that no program may see:
+    our own state and sockets. `variables` are those of the daemon's environment that `sandbox`
+    names: for programs, never for the worker itself."""
 
     protocol: int
     version: str
     limits: Limits
     model_socket: str
     permissions: PermissionSettings
+    sandbox: SandboxSettings = SandboxSettings()
+    limits_of_process: WorkerLimits | None = None
+    crumbs: str = ""
+    hidden: list[str] = msgspec.field(default_factory=list[str])
+    variables: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
 class OpenProject(Message, frozen=True, tag="open_project"):
     """Start the project half for `root`, an absolute real path. `client_id` is the opaque
     fairness key for the model host, `trusted` the digest of the project's own settings as the
-    user trusted them, or empty. Answered by `ProjectReady` or `ProjectFailed`."""
+    user trusted them, or empty. `slot` is the index of its byte in the breadcrumb file.
+    `unconfined`: the user said that its commands may run where there is no sandbox. Answered by
+    `ProjectReady` or `ProjectFailed`."""
 
     project_id: str
     root: str
     isolation: Isolation
     client_id: str
     trusted: str
+    slot: int = 0
+    unconfined: bool = False
 
 
 class TrustProject(Message, frozen=True, tag="trust_project"):
@@ -36,6 +50,13 @@ class TrustProject(Message, frozen=True, tag="trust_project"):
 
     project_id: str
     trusted: str
+
+
+class SetUnconfined(Message, frozen=True, tag="set_unconfined"):
+    """Whether the user lets the project's commands run where there is no sandbox has changed."""
+
+    project_id: str
+    unconfined: bool
 
 
 class CloseProject(Message, frozen=True, tag="close_project"):
@@ -134,6 +155,7 @@ type ToWorker = (
     Welcome
     | OpenProject
     | TrustProject
+    | SetUnconfined
     | CloseProject
     | OpenSession
     | SessionHistory

@@ -17,9 +17,11 @@ from punie_protocol.messages.to_supervisor import (
     AgentMessage,
     EffectFinished,
     EffectStarted,
+    HalfQuarantined,
     Hello,
     ModelState,
     Pong,
+    ProgramsRunning,
     ProjectFailed,
     ProjectReady,
     PromptDescribed,
@@ -311,6 +313,8 @@ class FakeSupervisor:
                 self._replies.deliver("pong", nonce, message)
             case PromptDescribed(request_id=id):
                 self._replies.deliver("prompt", id, message)
+            case HalfQuarantined() | ProgramsRunning():
+                pass  # kept in `received`
             case Hello() | Ready() | ModelState():
                 what = type(message).__name__
                 raise PunieError(InvalidRequest(message=f"the worker sent {what} after its start"))

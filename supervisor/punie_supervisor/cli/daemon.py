@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from punie_protocol import backends
+import msgspec
+
 from punie_protocol import client as punie
 from punie_protocol.errors import Internal, PunieError
 from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
+from punie_supervisor.cli.status_text import places, render
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
 from punie_supervisor.clients.errors import DaemonUnreachable
@@ -33,7 +35,7 @@ def up(model: str | None) -> ExitCode:
         return asyncio.run(_wait_for_model(paths))
     output.say(f"already running (pid {launch.daemon_pid(paths)})")
     code = asyncio.run(_wait_for_model(paths))
-    present = asyncio.run(_status(paths)).model
+    present = asyncio.run(read_status(paths)).model
     if model is not None and model not in (present.name, present.folder):
         output.say(f"error: its model is {present.name}; run: punie restart --model {model}")
         return ExitCode.USAGE
@@ -73,15 +75,15 @@ def status(*, as_json: bool) -> ExitCode:
     """Print what runs."""
     paths = Paths.from_environment()
     try:
-        report = asyncio.run(_status(paths))
+        report = asyncio.run(read_status(paths))
     except DaemonUnreachable:
         if not as_json:
-            sys.stdout.write("\n".join(_places(paths.config_file, paths.state_dir)) + "\n")
+            sys.stdout.write("\n".join(places(paths.config_file, paths.state_dir)) + "\n")
         raise
     if as_json:
-        output.print_json(report)
+        output.print_json(output.rounded(msgspec.to_builtins(report)))
     else:
-        sys.stdout.write(render_status(report))
+        sys.stdout.write(render(report))
     return ExitCode.OK
 
 
@@ -101,91 +103,8 @@ def logs(*, lines: int, follow: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def render_status(report: punie.StatusReport) -> str:
-    """Return the report for a person: a paragraph of facts and two tables."""
-    model = report.model
-    process = f", pid {model.pid}, {_size(model.rss_bytes)}" if model.pid else ""
-    daemon = f"pid {report.pid}, {_duration(report.uptime_s)}, {_size(report.rss_bytes)}"
-    lines = [
-        f"daemon   {daemon}, version {report.version}",
-        f"model    {model.name}, {_model_state(report)}{process}",
-    ]
-    if model.error is not None:
-        lines.append(f"         {model.error.message}")
-    if report.config:
-        lines += _places(Path(report.config), Path(report.state))
-    lines += [
-        "",
-        *_table(("worker", "pid", "state", "memory", "projects"), _worker_rows(report)),
-    ]
-    lines += [
-        "",
-        *_table(("project", "isolation", "state", "sessions"), _project_rows(report)),
-    ]
-    if report.servers:
-        lines += ["", *_table(("server", "state", "pid", "error"), _server_rows(report))]
-    return "\n".join(lines) + "\n"
-
-
-def _places(config: Path, state: Path) -> list[str]:
-    """Return the lines that say where things are."""
-    missing = "" if config.exists() else " (none)"
-    return [f"config   {config}{missing}", f"state    {state}"]
-
-
-def _model_state(report: punie.StatusReport) -> str:
-    """Return the state of the default model; of a server's, that of its server."""
-    if report.model.state != "server":
-        return report.model.state
-    url = backends.parse(report.model.name)[0]
-    states = [s.state for s in report.servers if backends.parse(s.url)[0] == url]
-    return f"a server ({states[0]})" if states else f"a server ({punie.ServerState.EXTERNAL})"
-
-
-def _server_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
-    return [
-        (s.url, s.state, str(s.pid or "-"), s.error.message if s.error else "")
-        for s in report.servers
-    ]
-
-
-def _worker_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
-    return [
-        (
-            w.id,
-            str(w.pid or "-"),
-            w.state,
-            _size(w.rss_bytes),
-            ", ".join(w.projects) or "-",
-        )
-        for w in report.workers
-    ]
-
-
-def _project_rows(report: punie.StatusReport) -> list[tuple[str, ...]]:
-    return [(p.root, p.isolation, p.state, str(p.sessions)) for p in report.projects]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
-    if not rows:
-        yield f"no {head[0]}s"
-        return
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"up {hours} h {minutes} min" if hours else f"up {minutes} min {rest} s"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
-
-
-async def _status(paths: Paths) -> punie.StatusReport:
+async def read_status(paths: Paths) -> punie.StatusReport:
+    """Return what runs. Raises `PunieError`: `DaemonUnreachable` when nothing does."""
     async with connect(paths, ignore) as client:
         await check_version(client)
         return await client.ask_daemon(punie.STATUS, None, punie.StatusReport)
@@ -199,7 +118,7 @@ async def _request_shutdown(paths: Paths) -> None:
 async def _wait_for_model(paths: Paths) -> ExitCode:
     deadline = time.monotonic() + LOAD_TIMEOUT
     while time.monotonic() < deadline:
-        model = (await _status(paths)).model
+        model = (await read_status(paths)).model
         match model.state:
             case "ready":
                 output.say(f"ready: model {model.name}")

@@ -1,10 +1,11 @@
 """What a person is told when a turn was not allowed to do something. Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from punie_protocol.messages.common import Outcome
 from punie_protocol.tool_types import Permission
+from punie_supervisor.cli.calls import called
 from punie_supervisor.clients.turn import ToolCallReport
 
 MAX_SHOWN: Final = 5
@@ -33,7 +34,7 @@ def sentences(denied: Sequence[ToolCallReport], allowed: Sequence[Permission]) -
 
 
 def _refusal(call: ToolCallReport) -> str:
-    what = " ".join(filter(None, (call.name, _target(call.arguments))))
+    what = called(call)
     reason = _reason(call)
     return f"{what} ({reason})" if reason else what
 
@@ -45,13 +46,16 @@ def _reason(call: ToolCallReport) -> str:
     return reason.partition("; do not try it again")[0]
 
 
-def _target(arguments: Any) -> str:
-    return str(arguments.get("path", "")) if isinstance(arguments, dict) else ""
-
-
 def _classes(calls: Iterable[ToolCallReport]) -> list[Permission]:
+    """Return the classes that the calls are of; of a command that wants the network too, both."""
     # Not at the top: only a turn that was refused something needs the tools.
     from punie_protocol.tools import TOOLS
 
-    classes = {TOOLS[call.name].permission for call in calls if call.name in TOOLS}
+    classes: set[Permission] = set()
+    for call in calls:
+        if call.name in TOOLS:
+            classes.add(TOOLS[call.name].permission)
+        match call.arguments:
+            case {"network": True}:
+                classes.add(Permission.NETWORK)
     return [one for one in Permission if one in classes and one is not Permission.READ]

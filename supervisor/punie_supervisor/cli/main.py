@@ -11,10 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from punie_protocol import backends
-from punie_protocol.errors import InvalidRequest, PunieError
+from punie_protocol.errors import PunieError
 from punie_protocol.messages.common import Isolation
-from punie_protocol.tool_types import Permission
+from punie_supervisor.cli.arguments import allowed, check_one_text, folder_of, resolve_model
 
 app = typer.Typer(
     name="punie",
@@ -32,6 +31,13 @@ prompt_app = typer.Typer(
     name="prompt", help="Show what a model is told.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(prompt_app)
+
+projects_app = typer.Typer(
+    name="projects",
+    help="Show the projects, and choose how each is isolated.",
+    rich_markup_mode=None,
+)
+app.add_typer(projects_app)
 
 ModelOption = Annotated[
     str | None,
@@ -69,7 +75,7 @@ def ask(
         bool, typer.Option("--last", help="Continue the project's last conversation.")
     ] = False,
     edit: Annotated[bool, typer.Option("--edit", help="Let it edit files.")] = False,
-    run: Annotated[bool, typer.Option("--run", help="Let it run commands.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Let it run commands and tests.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Let it do everything that no rule forbids.")
     ] = False,
@@ -91,12 +97,12 @@ def ask(
     from punie_supervisor.cli.printers import Format
 
     deadline = Deadline.starting_now(timeout)
-    _check_one_text(text, ctx.args)
+    check_one_text(text, ctx.args)
     if format not in list(Format):
         raise typer.BadParameter(f"{format!r} is not one of text, json, jsonl", param_hint="format")
     if session is not None and last:
         raise typer.BadParameter("--session and --last exclude each other")
-    folder = _folder(directory)
+    folder = folder_of(directory)
     context = read_context(deadline)
     if text == "-":
         text, context = context, ""
@@ -111,7 +117,7 @@ def ask(
         isolation=isolation,
         session=session,
         last=last,
-        allow=_allowed(edit=edit, run=run, everything=yes),
+        allow=allowed(edit=edit, run=run, everything=yes),
         format=Format(format),
         deadline=deadline,
     )
@@ -187,7 +193,7 @@ def perf(
 
     wanted = command.Wanted(
         session=session,
-        directory=None if everywhere or session else _folder(directory),
+        directory=None if everywhere or session else folder_of(directory),
         turns=turns,
         html=html.expanduser() if html else None,
         as_json=as_json,
@@ -206,7 +212,7 @@ def show(
     """Show what a model is told before a prompt, part by part, with the tokens of each."""
     from punie_supervisor.cli import prompt as command
 
-    directory_ = _folder(directory)
+    directory_ = folder_of(directory)
     raise typer.Exit(command.show(directory_, resolve_model(model), as_json=as_json))
 
 
@@ -224,7 +230,72 @@ def trust(
     """
     from punie_supervisor.cli import trust as command
 
-    raise typer.Exit(command.trust(_folder(directory), trusted=not revoke, as_json=as_json))
+    raise typer.Exit(command.trust(folder_of(directory), trusted=not revoke, as_json=as_json))
+
+
+@projects_app.callback(invoke_without_command=True)
+def projects(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """Show the projects, and choose how each is isolated."""
+    if ctx.invoked_subcommand is None:
+        list_projects(as_json)
+    if as_json:
+        raise typer.BadParameter(f"it belongs behind {ctx.invoked_subcommand}", param_hint="--json")
+
+
+@projects_app.command("list")
+def list_projects(as_json: JsonOption = False) -> None:
+    """Show the projects and how each is isolated."""
+    from punie_supervisor.cli import projects as command
+
+    raise typer.Exit(command.show(as_json=as_json))
+
+
+@projects_app.command()
+def isolate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The project.")],
+    isolation: Annotated[
+        Isolation,
+        typer.Argument(
+            metavar="interpreter|process",
+            help="process: a worker process of its own. interpreter: an interpreter of its own "
+            "in a process that several projects share.",
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Choose who shares a project's worker process. It is kept.
+
+    Between two prompts: not while one is under way.
+    """
+    from punie_supervisor.cli import projects as command
+
+    raise typer.Exit(command.isolate(folder_of(directory), isolation, as_json=as_json))
+
+
+@projects_app.command()
+def unconfined(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The project.")],
+    revoke: Annotated[bool, typer.Option("--revoke", help="No more.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a project's commands run where there is no sandbox.
+
+    They can then read and change all that you can. Where there is one, they run in it all the same.
+    """
+    from punie_supervisor.cli import projects as command
+
+    raise typer.Exit(command.unconfined(folder_of(directory), allowed=not revoke, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check everything that Punie needs on this machine.
+
+    Needs no daemon and starts none. Exit code 1 when something is missing.
+    """
+    from punie_supervisor.cli import doctor as command
+
+    raise typer.Exit(command.doctor(as_json=as_json))
 
 
 @app.command()
@@ -239,54 +310,6 @@ def version(as_json: JsonOption = False) -> None:
         output.print_json({"version": handshake.version(), "protocol": PROTOCOL})
     else:
         sys.stdout.write(f"punie {handshake.version()}\n")
-
-
-def _check_one_text(text: str, more: list[str]) -> None:
-    """Raise `typer.BadParameter` for a question of several words without quotes."""
-    if more:
-        question = " ".join([text, *more])
-        message = f'put the question in quotes: punie ask "{question}"'
-        raise typer.BadParameter(message, param_hint="TEXT")
-
-
-def _folder(directory: Path | None) -> str:
-    """Return a project's folder as a real path. Raises `typer.BadParameter`."""
-    directory = directory.expanduser() if directory is not None else Path(os.curdir)
-    if not directory.is_dir():
-        raise typer.BadParameter(f"{directory} is not a folder", param_hint="DIR")
-    return os.path.realpath(directory)
-
-
-def _allowed(*, edit: bool, run: bool, everything: bool) -> list[Permission]:
-    """Return the classes of tools that need no question."""
-    if everything:
-        return [Permission.EDIT, Permission.EXECUTE, Permission.NETWORK]
-    return [Permission.EDIT] * edit + [Permission.EXECUTE] * run
-
-
-def resolve_model(model: str | None) -> str | None:
-    """Return a model as the daemon takes it: a name as it is, a path absolute.
-
-    What looks like a path is one: it has a separator, is ``.``, ``..`` or begins with ``~``.
-    Raises `PunieError` for a server's address that is none, or that lacks its ``http://``.
-    """
-    if not model:
-        return None
-    if backends.is_backend(model) or "://" in model:
-        backends.parse(model)
-        return model
-    if _lacks_scheme(model):
-        message = f"model {model[:200]!r} looks like a server's address without its scheme"
-        raise PunieError(InvalidRequest(message=message, hint=f"write it as http://{model[:200]}"))
-    if os.sep in model or model in (os.curdir, os.pardir) or model.startswith("~"):
-        return str(Path(model).expanduser().absolute())
-    return model
-
-
-def _lacks_scheme(model: str) -> bool:
-    """Whether it reads as ``host:port``, perhaps with a path, and no such path exists."""
-    host, colon, port = model.partition("#")[0].partition("/")[0].rpartition(":")
-    return bool(host and colon) and port.isdecimal() and not Path(model).exists()
 
 
 def main() -> NoReturn:

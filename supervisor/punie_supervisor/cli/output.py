@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Any
+import unicodedata
+from typing import Any, TextIO
 
 import msgspec
 
@@ -21,6 +22,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
+def colours(stream: TextIO) -> bool:
+    """Whether colours may go there: to a terminal, unless ``NO_COLOR`` is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, code: str, *, colours: bool) -> str:
+    """Return a text in a colour, by its number in ECMA-48 (SGR)."""
+    return f"\x1b[{code}m{text}\x1b[0m" if colours and code else text
+
+
 def say_error(error: WireError) -> None:
     """Print a failure on stderr: what happened, and what to do."""
     say(f"error: {error.message}")
@@ -33,13 +44,32 @@ def progress(text: str, done: int = 0, total: int = 0) -> None:
     elsewhere."""
     share = f" {done / total:.0%}" if total else ""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K\x1b[2m{text}{share}\x1b[0m")
+        line = fitted(text, _columns() - len(share))
+        sys.stderr.write(f"\r\x1b[K\x1b[2m{line}{share}\x1b[0m")
         sys.stderr.flush()
         _Shown.line = text
     elif text != _Shown.line:
         _Shown.line = text
         sys.stderr.write(f"punie: {text}\n")
         sys.stderr.flush()
+
+
+def fitted(text: str, columns: int) -> str:
+    """Return a text that takes less than so many columns: a line that wraps cannot be taken
+    away. Wide characters count as two."""
+    room = columns - 2
+    for at, character in enumerate(text):
+        room -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if room < 0:
+            return f"{text[:at]}…"
+    return text
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def clear_progress() -> None:

@@ -5,7 +5,7 @@ import datetime
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.common import Outcome, Timings, ToolTiming
 from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
+from punie_supervisor.cli.tables import table
 from punie_supervisor.clients import sessions
 from punie_supervisor.clients.connection import check_version, connect, ignore
 from punie_supervisor.paths import Paths
@@ -69,10 +70,10 @@ def _for_machines(turn: punie.TurnPerf) -> dict[str, Any]:
 def render(turns: Sequence[punie.TurnPerf]) -> Iterator[str]:
     """Yield the tables for a person: turns newest first, the tools of all of them, the shares."""
     yield "turns, newest first; times in milliseconds"
-    yield from _columns(_TURN_HEAD, [_turn_row(turn) for turn in turns], words={0, 1, 2, 13})
+    yield from table(_TURN_HEAD, [_turn_row(turn) for turn in turns], words={0, 1, 2, 13})
     if rows := tool_rows(calls_of(turns)):
         yield ""
-        yield from _columns(_TOOL_HEAD, [_cells(row) for row in rows], words={0})
+        yield from table(_TOOL_HEAD, [_cells(row) for row in rows], words={0})
     yield ""
     yield shares_line(total_timings(turns))
 
@@ -183,16 +184,6 @@ def _number(value: float) -> str:
 def _cells(row: ToolRow) -> tuple[str, ...]:
     times = map(_number, (row.total, row.median, row.longest))
     return (row.tool, str(row.calls), str(row.failed), *times)
-
-
-def _columns(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, words: Set[int]
-) -> Iterator[str]:
-    """Yield a table's lines; the columns in `words` begin left, numbers end right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        cells = enumerate(zip(row, widths, strict=True))
-        yield "  ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in cells).rstrip()
 
 
 def _write_html(file: Path, report: punie.PerfReport) -> None:

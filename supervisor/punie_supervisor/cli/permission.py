@@ -12,10 +12,12 @@ import msgspec
 from msgspec import Raw
 
 from punie_protocol.permissions import Answer, TrustAnswer
+from punie_protocol.verbatim import unfenced
 from punie_supervisor.cli import output
 
 MAX_LINES: Final = 200
-"""Lines of a diff or a text that are shown; the rest is counted."""
+"""Lines of a diff or a text that are shown; the rest is counted. What is run is shown whole."""
+_EXECUTE: Final = "execute"
 
 _OUR_KEYS: Final[dict[str, str]] = {
     Answer.ALLOW_ONCE: "y",
@@ -43,6 +45,7 @@ class _Content(msgspec.Struct, rename="camel"):
 class _ToolCall(msgspec.Struct, rename="camel"):
     tool_call_id: str
     title: str | None = None
+    kind: str | None = None
     content: list[_Content] | None = None
     raw_input: Any = None
 
@@ -110,7 +113,7 @@ async def ask(asked: Asked) -> str | None:
     output.clear_progress()
     _forget_input()
     choices = _choices(asked)
-    _write("".join(f"{line}\n" for line in render(asked, colours=_colours())))
+    _write("".join(f"{line}\n" for line in render(asked, colours=output.colours(sys.stderr))))
     try:
         while True:
             _write(f"{', '.join(_keys(asked))}? ")
@@ -128,26 +131,28 @@ async def ask(asked: Asked) -> str | None:
 
 def render(asked: Asked, *, colours: bool) -> Iterator[str]:
     """Yield the lines of a question: what is to be done, its diffs and texts, the choices."""
-    yield _paint(f"punie wants to: {asked.title}", "1", colours)
-    contents = asked.tool_call.content or []
-    for content in contents:
+    yield output.paint(f"punie wants to: {asked.title}", "1", colours=colours)
+    call = asked.tool_call
+    shown = _whole if call.kind == _EXECUTE else _cut
+    for content in call.content or []:
         if content.type == "diff":
             yield from _diff(content, colours)
         elif content.content is not None:
-            yield from _cut(_indented(content.content.text))
-    if not contents:
-        yield from _arguments(asked.tool_call.raw_input)
+            yield from shown(_indented(unfenced(content.content.text)))
+    if not call.content:
+        yield from shown(_arguments(call.raw_input))
     for key, option in zip(_keys(asked), asked.options, strict=True):
         yield f"  [{key}] {output.printable(option.name)}"
 
 
-def _arguments(given: Any) -> Iterator[str]:
-    """Yield what a call without a diff was given, whole: a title shows the beginning only."""
+def _arguments(given: Any) -> list[str]:
+    """Return what a call without a diff was given, whole: a title shows the beginning only."""
+    lines: list[str] = []
     if isinstance(given, dict):
         for name, value in given.items():
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-            if text:
-                yield from _cut(_indented(f"{name}: {text}"))
+            lines += _indented(f"{name}: {text}") if text else []
+    return lines
 
 
 def _indented(text: str) -> list[str]:
@@ -158,6 +163,13 @@ def _cut(lines: list[str]) -> Iterator[str]:
     yield from lines[:MAX_LINES]
     if len(lines) > MAX_LINES:
         yield f"  … {len(lines) - MAX_LINES} more lines"
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Yield every line: of what is run, none may be allowed unseen."""
+    yield from lines
+    if len(lines) > MAX_LINES:
+        yield f"  (these were {len(lines)} lines: scroll up to see them all)"
 
 
 def _diff(content: _Content, colours: bool) -> Iterator[str]:
@@ -175,15 +187,7 @@ def _diff(content: _Content, colours: bool) -> Iterator[str]:
 
 def _painted(line: str, colours: bool) -> str:
     code = {"+": "32", "-": "31", "@": "36"}.get(line[:1], "")
-    return _paint(output.printable(line), code, colours)
-
-
-def _paint(text: str, code: str, colours: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if colours and code else text
-
-
-def _colours() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return output.paint(output.printable(line), code, colours=colours)
 
 
 def _keys(asked: Asked) -> list[str]:

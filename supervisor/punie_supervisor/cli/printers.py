@@ -1,14 +1,15 @@
 """How the answer of ``punie ask`` is printed: as text, as one object, as a stream of objects."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from punie_protocol import client as punie
-from punie_supervisor.cli import output
+from punie_supervisor.cli import calls, output
+from punie_supervisor.cli.live import Live
 from punie_supervisor.clients.turn import Event, EventKind, ToolCallReport, TurnReport
 
 
@@ -25,12 +26,13 @@ _ENDED: Final = "stopped: "
 
 
 class TextPrinter:
-    """The answer as it comes. What Punie has to say goes to stderr: notices and what was edited,
-    and on a terminal which tool runs."""
+    """The answer as it comes. What Punie has to say goes to stderr: notices, what was edited and
+    run, and on a terminal which tool runs and what it prints."""
 
     def __init__(self) -> None:
         self._open = False
         self._any = False
+        self._live: dict[str, Live] = {}
 
     def accepted(self, _accepted: punie.Accepted) -> None:
         pass
@@ -46,10 +48,11 @@ class TextPrinter:
             case EventKind.TOOL_STARTED if event.tool is not None and sys.stderr.isatty():
                 self.pause()
                 output.progress(f"running {event.tool.name}")
+            case EventKind.TOOL_OUTPUT if event.tool is not None and sys.stderr.isatty():
+                self.pause()
+                self._printed(event.tool, event.text)
             case EventKind.TOOL_FINISHED if event.tool is not None:
-                if done := _edited(event.tool):
-                    self.pause()
-                    output.say(done)
+                self._finished(event.tool)
             case _:
                 pass
 
@@ -60,8 +63,27 @@ class TextPrinter:
 
     def finish(self, _report: TurnReport) -> None:
         output.clear_progress()
+        for live in self._live.values():
+            _show(live.end())
         if self._open:
             self._write("\n")
+
+    def _printed(self, tool: ToolCallReport, text: str) -> None:
+        """Show more of what a running tool prints; first, which tool it is."""
+        if (live := self._live.get(tool.id)) is None:
+            live = self._live[tool.id] = Live()
+            output.say(f"{output.printable(calls.called(tool))}:")
+        _show(live.add(text))
+        if live.hidden:
+            output.progress(f"  … {live.hidden} more lines: {live.last}")
+
+    def _finished(self, tool: ToolCallReport) -> None:
+        live = self._live.pop(tool.id, None)
+        if live is not None:
+            _show(live.end())
+        if done := calls.done(tool):
+            self.pause()
+            output.say(output.printable(done))
 
     def _text(self, event: Event) -> None:
         if event.new_block and self._any:
@@ -112,6 +134,9 @@ class JsonlPrinter:
                 output.print_json_line({"type": event.kind, "text": event.text})
             case EventKind.TOOL_STARTED | EventKind.TOOL_FINISHED if event.tool is not None:
                 output.print_json_line({"type": event.kind} | _call(event.tool))
+            case EventKind.TOOL_OUTPUT if event.tool is not None:
+                fields = {"id": event.tool.id, "name": event.tool.name, "text": event.text}
+                output.print_json_line({"type": event.kind} | fields)
             case _:
                 pass
 
@@ -129,6 +154,13 @@ PRINTERS: dict[Format, Callable[[], TextPrinter | JsonPrinter | JsonlPrinter]] =
 }
 
 
+def _show(lines: Iterable[str]) -> None:
+    """Print lines of a program on stderr, so that they are not taken for ours."""
+    colours = output.colours(sys.stderr)
+    sys.stderr.write("".join(f"{output.paint(line, '2', colours=colours)}\n" for line in lines))
+    sys.stderr.flush()
+
+
 def _for_machines(report: TurnReport) -> dict[str, Any]:
     fields = msgspec.to_builtins(report)
     fields["timings_ms"] = output.rounded(fields["timings_ms"])
@@ -142,14 +174,3 @@ def _call(call: ToolCallReport) -> dict[str, Any]:
     """Return a call for machines: the clock's floats are rounded, a tool's own are not."""
     times = {"duration_ms": call.duration_ms, "wait_ms": call.wait_ms}
     return msgspec.to_builtins(call) | output.rounded(times)
-
-
-def _edited(call: ToolCallReport) -> str:
-    """Return in one line what a call did to a file; empty when it did nothing to one."""
-    result = call.result
-    if not (call.ok and isinstance(result, dict) and "diff" in result and "added" in result):
-        return ""
-    given = call.arguments if isinstance(call.arguments, dict) else {}
-    moved = f"{given.get('path')} → " if "destination" in given else ""
-    lines = f" +{result['added']} -{result.get('removed')}"
-    return output.printable(f"{call.name} {moved}{result.get('path')}{lines}")

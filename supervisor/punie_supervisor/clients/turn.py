@@ -8,6 +8,7 @@ import msgspec
 from punie_protocol.client import ResultMeta, UpdateMeta
 from punie_protocol.errors import WireError
 from punie_protocol.messages.common import Isolation, Outcome, Timings, Usage
+from punie_protocol.verbatim import unfenced
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True):
@@ -49,12 +50,14 @@ class EventKind(StrEnum):
     THOUGHT = "thought"
     NOTICE = "notice"
     TOOL_STARTED = "tool_call"
+    TOOL_OUTPUT = "tool_output"
     TOOL_FINISHED = "tool_result"
     OTHER = "other"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One update, simplified. `new_block` is true for text that does not continue the last."""
+    """One update, simplified. `new_block` is true for text that does not continue the last. Of
+    `TOOL_OUTPUT`, `text` is what came since the last one."""
 
     kind: EventKind
     text: str = ""
@@ -66,13 +69,18 @@ class _MetaHolder(msgspec.Struct):
     punie: UpdateMeta = UpdateMeta()
 
 
-class _Content(msgspec.Struct):
+class _Content(msgspec.Struct, frozen=True):
     text: str = ""
+
+
+class _ToolContent(msgspec.Struct):
+    type: str = ""
+    content: _Content = _Content()
 
 
 class _Update(msgspec.Struct, rename={"meta": "_meta"}):
     sessionUpdate: str
-    content: msgspec.Raw = msgspec.Raw(b"{}")
+    content: msgspec.Raw = msgspec.Raw(b"null")
     toolCallId: str = ""
     title: str | None = None
     status: str | None = None
@@ -111,6 +119,7 @@ class TurnCollector:
         self.report = TurnReport(answer="", session_id=session_id, project=project)
         self.prompt_id = prompt_id
         self._tools: dict[str, ToolCallReport] = {}
+        self._printed: dict[str, str] = {}
         self._blocks: dict[str | None, list[str]] = {}
         self._last_block: str | None = None
 
@@ -188,7 +197,8 @@ class TurnCollector:
         if update.rawInput is not None:
             tool.arguments = update.rawInput
         if update.status not in ("completed", "failed"):
-            return Event(kind=EventKind.OTHER)
+            return self._tool_output(tool, update)
+        self._printed.pop(tool.id, None)
         tool.ok = update.status == "completed"
         tool.result = update.rawOutput
         meta = update.meta.punie
@@ -196,6 +206,50 @@ class TurnCollector:
         tool.outcome, tool.isolation = meta.outcome, meta.isolation
         return Event(kind=EventKind.TOOL_FINISHED, tool=tool)
 
+    def _tool_output(self, tool: ToolCallReport, update: _Update) -> Event:
+        """What a call shows replaces what it showed before: the end of its output, so far."""
+        shown = _shown_by(update)
+        if not shown:
+            return Event(kind=EventKind.OTHER)
+        new = added(self._printed.get(tool.id, ""), shown)
+        self._printed[tool.id] = shown
+        return Event(kind=EventKind.TOOL_OUTPUT, text=new, tool=tool)
+
+
+def added(before: str, now: str) -> str:
+    """Return what `now` has more than `before`, of which it may have lost the beginning."""
+    if not now or now.startswith(before):
+        return now[len(before) :]
+    back = _borders(now)
+    kept = 0  # characters at the end of what was read of `before` that `now` begins with
+    for character in before:
+        while kept and (kept == len(now) or now[kept] != character):
+            kept = back[kept - 1]
+        kept += now[kept] == character
+    return now[kept:]
+
+
+def _borders(text: str) -> list[int]:
+    """Return for each beginning of `text` how long the end of it is that it begins with too, but
+    for itself (Knuth, Morris, Pratt: linear in the text, whatever a program prints)."""
+    back = [0] * len(text)
+    for at in range(1, len(text)):
+        length = back[at - 1]
+        while length and text[at] != text[length]:
+            length = back[length - 1]
+        back[at] = length + (text[at] == text[length])
+    return back
+
 
 def _text_of(update: _Update) -> str:
-    return msgspec.json.decode(update.content, type=_Content).text
+    content = msgspec.json.decode(update.content, type=_Content | None)
+    return content.text if content is not None else ""
+
+
+def _shown_by(update: _Update) -> str:
+    """Return what the program of a call that runs has printed lately; diffs are no text, and what
+    was shown before it ran is no output."""
+    if update.status != "in_progress":
+        return ""
+    contents = msgspec.json.decode(update.content, type=list[_ToolContent] | None) or []
+    return "".join(unfenced(one.content.text) for one in contents if one.type == "content")

@@ -47,9 +47,10 @@ def apply(
 ) -> dict[str, Any]:
     """Do what was planned: all of it, or nothing with a `Failure`. `trouble` is what went wrong
     after it was done, empty if nothing did."""
-    for one in (path, destination):
-        _check_protected(one, one)
+    for one in filter(None, (path, destination)):
+        places.check_protected(root, one, one)
     with places.opened(root, path, make=action == "create") as place:
+        places.tidy(place.fd)
         match action:
             case "create":
                 place.create(data)
@@ -214,14 +215,8 @@ def _read(root: Root, path: str, content_hash: str) -> _File:
 def _resolve(root: Root, path: str, *, missing: bool = False) -> tuple[str, bool]:
     resolved, exists, links = root.resolve(path, missing=missing)
     for one in (resolved, *links):
-        _check_protected(path, one)
+        places.check_protected(root, path, one)
     return resolved, exists
-
-
-def _check_protected(path: str, resolved: str) -> None:
-    if places.protected(resolved):
-        message = f"'{path}' is protected: Punie changes nothing in .git, nor in .punie"
-        raise Failure(Kind.PROTECTED, message)
 
 
 def _check_hash(path: str, data: bytes, expected: str) -> None:

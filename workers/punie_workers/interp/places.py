@@ -4,18 +4,21 @@ The path was resolved before; here no link is followed at all, so what has been 
 meanwhile is met as an error. A file's new bytes go to a temporary file beside it, whose name
 begins with ``.punie-``, and take its place by `os.rename` or `os.link`: whoever looks finds the
 old bytes or the new ones. What fails leaves nothing behind. A process that is killed on the way
-may leave the temporary file.
+may leave the temporary file: the next change in that folder takes it away (`tidy`).
 """
 
 import errno
 import os
+import re
 import stat
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from punie_workers.interp.failures import Failure, Kind, from_os_error
 from punie_workers.interp.paths import Root, check_regular
+from punie_workers.interp.protected import is_protected, is_repository
 from punie_workers.interp.texts import MAX_SIZE, fingerprint
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,15 +26,42 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SWAPPED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-_UNSEEN: Final = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), 0xFEFF])
-"""Characters that some file systems leave out of names."""
+_TEMPORARY: Final = re.compile(r"\.punie-[0-9a-f]{16}")
+LEFT_BEHIND: Final = 60.0
+"""Seconds after which nobody is at work on a temporary file any more."""
 
 
-def protected(path: str) -> bool:
-    """Whether a resolved path is one that Punie never changes: a ``.git`` at any depth, which
-    could make git run programs, or ``.punie`` in the root, which says what Punie may do."""
-    names = [name.translate(_UNSEEN).casefold() for name in path.split("/")]
-    return ".git" in names or names[0] == ".punie"
+def check_protected(root: Root, asked: str, path: str) -> None:
+    """Raise `Failure` when the resolved `path`, asked for as `asked`, is protected, or in a folder
+    that git takes for a repository's own, or would make one of it."""
+    if is_protected(path):
+        message = f"'{asked}' is protected: Punie changes nothing in .git, nor in .punie"
+        raise Failure(Kind.PROTECTED, message)
+    folders = _Folders(root)
+    try:
+        folders.enter(path.split("/"), make=False)
+    except Failure as failure:
+        if failure.kind is Kind.PROTECTED:
+            raise _of_repository(asked) from None
+    except OSError:
+        return  # it cannot be entered: whatever changes it meets that too
+    finally:
+        folders.close()
+
+
+def tidy(fd: int) -> None:
+    """Take away the temporary files in a folder that an edit of ours left behind when it was
+    killed: of that name, regular, our user's, and as old as no edit gets."""
+    with suppress(FileNotFoundError, PermissionError):  # another did; a folder that shows nothing
+        for name in filter(_TEMPORARY.fullmatch, os.listdir(fd)):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if _is_left_behind(status):
+                os.unlink(name, dir_fd=fd)
+
+
+def _is_left_behind(status: os.stat_result) -> bool:
+    ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return ours and status.st_nlink == 1 and status.st_ctime < time.time() - LEFT_BEHIND
 
 
 class Content(NamedTuple):
@@ -186,6 +216,11 @@ def _changed(path: str) -> Failure:
     return Failure(Kind.CHANGED, f"'{path}' changed meanwhile: read it again")
 
 
+def _of_repository(path: str) -> Failure:
+    message = f"'{path}' is protected: git takes its folder for a repository's own, like a .git"
+    return Failure(Kind.PROTECTED, message)
+
+
 def _exists(path: str) -> Failure:
     return Failure(Kind.EXISTS, f"'{path}' exists already")
 
@@ -196,7 +231,7 @@ def opened(root: Root, path: str, *, make: bool = False) -> Generator[Place]:
     again when what happens inside fails. `OSError` becomes `Failure`."""
     folders = _Folders(root)
     try:
-        folders.enter(path.split("/")[:-1], make=make)
+        folders.enter(path.split("/"), make=make)
         yield Place(folders.last(), path)
     except BaseException as error:
         folders.unmake()
@@ -218,7 +253,13 @@ class _Folders:
         return self._fds[-1]
 
     def enter(self, names: list[str], *, make: bool) -> None:
-        for name in names:
+        """Open every folder but the last of `names`, which is a file's. Raises `Failure` where
+        that would change a repository's own folder."""
+        for at, name in enumerate(names):
+            if is_repository(self.last(), name):
+                raise _of_repository("/".join(names))
+            if at == len(names) - 1:
+                return
             try:
                 self._fds.append(self._open(name, make=make))
             except OSError as error:

@@ -41,6 +41,9 @@ _FILE_COST = 64
 
 _EMPTY_SIZE = 200
 
+_FILE_SIZE = 600
+"""Bytes, about, that a listed file takes besides what its content holds."""
+
 _SETTLED_NS = 100_000_000
 """A file that changed less than that before it was read may change again and look the same: file
 systems stamp with a clock of some milliseconds. Its digest is not relied on."""
@@ -97,14 +100,15 @@ class Index:
     def refresh(self, slot: str, listing: int, prefix: str, start: int) -> dict[str, Any]:
         """Check the files of a listing below `prefix`, from number `start` on, and read what has
         changed. `next` is where to go on, -1 at the end; `known` is false for a listing that is
-        no more. `parsed` counts contents since the beginning."""
+        no more. `parsed` counts contents since the beginning, `memory` is what it all takes now,
+        about."""
         paths = self._paths(slot, listing)
         done = 0
         for at in _below(paths or [], prefix, start):
             if done >= SLICE:
-                return {"known": True, "next": at, "parsed": self._parsed}
+                return {"known": True, "next": at, **self._counts()}
             done += _FILE_COST + self._check((paths or [])[at])
-        return {"known": paths is not None, "next": -1, "parsed": self._parsed}
+        return {"known": paths is not None, "next": -1, **self._counts()}
 
     def query(
         self,
@@ -130,6 +134,10 @@ class Index:
             done += _FILE_COST + self._ask((paths or [])[at], asked)
         known = paths is not None
         return {"known": known, "next": -1, "files": len(files), **asked.answer()}
+
+    def _counts(self) -> dict[str, int]:
+        listed = sum(len(paths) for _, paths in self._listings.values())
+        return {"parsed": self._parsed, "memory": self._used + _FILE_SIZE * listed}
 
     def _paths(self, slot: str, listing: int) -> list[str] | None:
         number, paths = self._listings.get(slot, (-1, []))

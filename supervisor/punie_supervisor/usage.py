@@ -1,0 +1,119 @@
+"""What a process and all that it started use now. One look, no memory of the last.
+
+On Linux from ``/proc``, in about a millisecond a process, most of it for the kernel to add up the
+private pages of a forked worker. macOS tells no CPU time of children that have ended, and only of
+processes of the same user; what it does not tell counts as nothing.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_CPU_FIELDS: Final = slice(11, 15)
+"""utime, stime, cutime, cstime after the name of proc_pid_stat(5)."""
+_RSS, _SHARED = 1, 2
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """Private bytes, CPU seconds since the process began, with those of its ended children,
+    processes, and open descriptors of the one that has most."""
+
+    memory_bytes: int = 0
+    cpu_s: float = 0.0
+    processes: int = 0
+    files: int = 0
+
+    def __add__(self, other: Sample) -> Sample:
+        return Sample(
+            memory_bytes=self.memory_bytes + other.memory_bytes,
+            cpu_s=self.cpu_s + other.cpu_s,
+            processes=self.processes + other.processes,
+            files=max(self.files, other.files),
+        )
+
+
+NOTHING: Final = Sample()
+
+
+def sample(pid: int) -> Sample:
+    """Return what the process and its descendants use; `NOTHING` when it is gone. Blocks."""
+    one = _linux if sys.platform == "linux" else _psutil
+    found = NOTHING
+    for member in _tree(pid) if sys.platform == "linux" else _psutil_tree(pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            found += one(member)
+    return found
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield the process and its descendants. Each is read once."""
+    found = [pid]
+    for parent in found:
+        yield parent
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    found += map(int, (task / "children").read_text().split())
+
+
+def _linux(pid: int) -> Sample:
+    place = Path("/proc", str(pid))
+    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    ticks = sum(map(int, fields[_CPU_FIELDS]))
+    if fields[0] == "Z":  # it uses nothing but its number
+        return Sample(cpu_s=ticks / _TICKS, processes=1)
+    return Sample(
+        memory_bytes=_private(place), cpu_s=ticks / _TICKS, processes=1, files=_descriptors(place)
+    )
+
+
+def _private(place: Path) -> int:
+    """Return the private bytes; of a process that we may not look into, all that it does not share
+    with files."""
+    try:
+        lines = (place / "smaps_rollup").read_text().splitlines()
+    except PermissionError:
+        words = (place / "statm").read_text().split()
+        return (int(words[_RSS]) - int(words[_SHARED])) * _PAGE
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
+
+
+def _descriptors(place: Path) -> int:
+    try:
+        return len(os.listdir(place / "fd"))  # noqa: PTH208 (names alone)
+    except PermissionError:
+        return 0
+
+
+def _psutil_tree(pid: int) -> list[int]:
+    import psutil
+
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    return [pid, *(child.pid for child in children)]
+
+
+def _psutil(pid: int) -> Sample:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            return Sample(
+                memory_bytes=process.memory_full_info().uss,
+                cpu_s=times.user + times.system,
+                processes=1,
+                files=process.num_fds(),
+            )
+    except psutil.Error:
+        return Sample(processes=1)
