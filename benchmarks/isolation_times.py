@@ -1,7 +1,8 @@
 """How soon a project answers: passive, killed, beside one that hangs; and a worker from nothing.
 
 In a real daemon with real workers; the model is a scripted one and takes no time. Times are the
-client's, but for a killed worker's: when the supervisor noticed and had another is in its log.
+client's, but for a killed worker's: when the supervisor noticed and had another is in its log. A
+sample waits some seconds for a moment in which the machine has a core free.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from benchmarks import common
 from benchmarks.daemon_client import PATIENCE, Client, Json, running
@@ -32,6 +35,10 @@ _IDLE_S: Final = 0.5
 """Until a project is passive; the daemon looks every second."""
 _SETTLED_S: Final = 0.3
 """For what has become passive to be gone: a project is passive for minutes, not for an instant."""
+_QUIET: Final = 50.0
+"""Percent of all cores that may be busy when a sample begins."""
+_PATIENCE_S: Final = 1.0
+"""How long a sample waits for such a moment; then it is taken in any case."""
 _FOREVER: Final = [[("wait", {"seconds": 600})]]
 
 
@@ -70,6 +77,7 @@ async def activation(home: Path, level: Isolation, samples: int) -> dict[str, li
         for _ in range(samples):
             await client.until(lambda status: _state(status, root) == "passive")
             await asyncio.sleep(_SETTLED_S)
+            await quiet()
             raw[passive].append(await first_answer(client, session))
             raw[active].append(await first_answer(client, session))
         if busy is not None:
@@ -90,6 +98,16 @@ async def first_answer(client: Client, session: str) -> float:
     start = time.perf_counter()
     await client.prompt(session, look())
     return (answered[0] - start) * 1000
+
+
+async def quiet() -> None:
+    """Wait for a moment in which others leave a core free."""
+    psutil.cpu_percent()
+    ends = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < ends:
+        await asyncio.sleep(0.05)
+        if psutil.cpu_percent() <= _QUIET:
+            return
 
 
 def _state(status: Json, root: Path) -> str:
@@ -114,6 +132,7 @@ async def kills(home: Path, samples: int) -> dict[str, list[float]]:
         for root in roots:
             pid = worker_of(await client.status(), root)
             assert pid is not None
+            await quiet()
             killed = time.time()
             os.kill(pid, signal.SIGKILL)
             died = await log.until(rf"event=child\.died .*pid={pid}\b")
@@ -173,6 +192,7 @@ async def quarantine(home: Path, samples: int) -> list[float]:
             bad = await client.session(hung, "interpreter")
             await first_answer(client, session)
             before = worker_of(await client.status(), root)
+            await quiet()
             due = asyncio.create_task(_due(client, bad))
             async with asyncio.timeout(PATIENCE):
                 while worker_of(await client.status(), root) in (before, None):

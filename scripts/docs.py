@@ -75,7 +75,12 @@ EXTENSIONS = (
     (client.ACCEPTED, "daemon → client", "notification", client.Accepted, None),
     (client.PROGRESS, "daemon → client", "notification", client.Progress, None),
     (client.STATUS, "client → daemon", "request", None, client.StatusReport),
-    (client.ISOLATE, "client → daemon", "request", client.Isolate, None),
+    (client.ISOLATE, "client → daemon", "request", client.Isolate, client.IsolateReport),
+    (client.UNCONFINED, "client → daemon", "request", client.Unconfined, None),
+    (client.COMMANDS, "client → daemon", "request", client.CommandsQuery, client.CommandsReport),
+    (client.TRUST, "client → daemon", "request", client.Trust, client.TrustReport),
+    (client.PERF, "client → daemon", "request", client.PerfQuery, client.PerfReport),
+    (client.PROMPT, "client → daemon", "request", client.PromptQuery, client.PromptReport),
     (client.SHUTDOWN, "client → daemon", "request", None, None),
 )
 

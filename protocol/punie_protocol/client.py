@@ -35,6 +35,9 @@ ISOLATE: Final = "_punie/isolate"
 UNCONFINED: Final = "_punie/unconfined"
 """Request: let a project's commands run where there is no sandbox, or no more. Params
 `Unconfined`; answered with ``{}``."""
+COMMANDS: Final = "_punie/commands"
+"""Request: the background commands of a project, or end them. Params `CommandsQuery`, result
+`CommandsReport`."""
 TRUST: Final = "_punie/trust"
 """Request: trust a project's own settings as they are, or no more. Params `Trust`, result
 `TrustReport`."""
@@ -154,6 +157,30 @@ class Unconfined(_Meta, frozen=True):
 
     cwd: str
     unconfined: bool = True
+
+
+class CommandsQuery(_Meta, frozen=True):
+    """Params of `COMMANDS`; `cwd` is the project's folder. `stop`: end them."""
+
+    cwd: str
+    stop: bool = False
+
+
+class BackgroundCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that runs, or ran until it was stopped just now: its `job` as the model knows it,
+    its text, cut when it is long, and seconds since its start."""
+
+    job: str
+    command: str
+    seconds: float
+
+
+class CommandsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `COMMANDS`: the project's root, and the commands that run; those that were ended
+    when that was asked."""
+
+    root: str
+    commands: list[BackgroundCommand]
 
 
 class Trust(_Meta, frozen=True):

@@ -22,8 +22,9 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """``[limits]`` of the config file: what a worker process at level ``process`` may use, with all
     that its tools started. A worker over one of them is ended, and says so.
 
-    `memory_mb` is private memory; `cpu_s` CPU seconds in one turn, and between two turns;
-    `processes` is how many live at once; `files` how many descriptors each may have open.
+    `memory_mb` is private memory; `cpu_s` CPU seconds in one turn (in turns that overlap,
+    together), and between two turns; `processes` is how many live at once; `files` how many
+    descriptors each may have open.
     """
 
     memory_mb: Megabytes = 4096

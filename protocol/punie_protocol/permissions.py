@@ -22,6 +22,17 @@ MAX_ALTERNATIVES: Final = 256
 """Patterns that the braces of one path may stand for."""
 
 
+UNCONFINED: Final = "there is no sandbox, so it needs a terminal to ask on, or the mode trusted"
+UNREADABLE: Final = (
+    "a rule denies commands and this text may run anything, so it needs a terminal to ask on"
+)
+STARTS_PROGRAMS: Final = (
+    "programs are started from that file, so it needs a terminal to ask on, or a rule that names it"
+)
+NEEDS_MORE: Final = (UNCONFINED, UNREADABLE, STARTS_PROGRAMS)
+"""Why a call is asked about although its class is allowed: what a reason says at its end."""
+
+
 class Mode(StrEnum):
     """What happens when no rule and no answer decides."""
 

@@ -1,5 +1,6 @@
 """The user's config file, ``config.toml``."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -102,12 +103,25 @@ def key_of(server: Server, environ: Mapping[str, str]) -> str:
 def _check_sandbox(sandbox: SandboxSettings) -> None:
     for key, places in (("read", sandbox.read), ("write", sandbox.write)):
         for number, place in enumerate(places):
-            if not place.startswith(("/", "~/")):
-                text = f"sandbox.{key}[{number}]: {place[:200]!r} is not an absolute path"
-                raise _refused(text, "begin it with / or with ~/ (your home)")
+            _check_place(f"sandbox.{key}[{number}]", place)
     for number, name in enumerate(sandbox.environment):
         if not name.isidentifier():
             raise _refused(f"sandbox.environment[{number}]: {name!r} is no variable's name")
+
+
+def _check_place(where: str, place: str) -> None:
+    """Raise `PunieError` unless it is a path that can be shown: the home, and what has it in it,
+    never are."""
+    hint = "name a folder in your home, such as ~/.cache/uv"
+    if place != "~" and not place.startswith(("/", "~/")):
+        text = f"{where}: {place[:200]!r} is not an absolute path"
+        raise _refused(text, "begin it with / or with ~/ and a folder in your home")
+    home = Path.home()
+    named = Path(os.path.normpath(Path(place).expanduser()))
+    for one, other in ((named, home), (Path(os.path.realpath(named)), home.resolve())):
+        if other.is_relative_to(one):
+            what = "your home" if one == other else "a folder that your home is in"
+            raise _refused(f"{where}: {place[:200]!r} is {what}, which is never shown", hint)
 
 
 def _check_server(where: str, server: Server) -> None:

@@ -113,7 +113,7 @@ class Daemon:
         finally:
             ticking.cancel()
             await self._end(board, nursery, workers, models, deadline)
-            await nursery.close()
+            await self._end_nursery(nursery)
             # What a worker had and did not end in time. A broken journal must not fail the stop.
             await journal.submit(ops.interrupt_running_prompts, _interrupted())
 
@@ -139,10 +139,17 @@ class Daemon:
                 await asyncio.gather(workers.close(reason), nursery.stop())
                 await asyncio.gather(models.host.close(reason), models.servers.close())
         except TimeoutError:
-            for keeper in [*workers.keepers.values(), models.host.keeper]:
-                keeper.end_now("it did not stop in time")
+            workers.end_now("it did not stop in time")
+            models.host.keeper.end_now("it did not stop in time")
             models.servers.kill("it did not stop in time")
         logs.get(pid=os.getpid()).info("daemon.stopped", reason=reason)
+
+    async def _end_nursery(self, nursery: Nursery) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await nursery.close()
+        except TimeoutError:
+            logs.get().warning("nursery.not_closed")
 
     async def _tick(self, board: Switchboard) -> None:
         while True:

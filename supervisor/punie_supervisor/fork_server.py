@@ -10,6 +10,7 @@ it goes is told `OSError`; the workers that it forked go on.
 """
 
 import asyncio
+import errno
 import itertools
 import os
 import signal
@@ -31,6 +32,8 @@ WARM_TIMEOUT: Final = 30.0
 """Seconds it may take to import and play everything."""
 BIRTH_TIMEOUT: Final = 5.0
 """Seconds it may take to fork a worker."""
+MAX_LATE: Final = 2
+"""Workers in a row that it may be late with; it hangs then, and is ended."""
 
 
 class ForkServerState(StrEnum):
@@ -52,6 +55,7 @@ class ForkServer:
         self._link = link
         self._ids = itertools.count(1)
         self._births: dict[int, asyncio.Future[int]] = {}
+        self._late = 0
         self._loop = asyncio.get_running_loop()
         self._settled: asyncio.Future[None] = self._loop.create_future()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -125,12 +129,20 @@ class ForkServer:
         if self.state is not ForkServerState.WARM:
             raise ConnectionError(f"the fork server is {self.state}: {self.failure}")
         id = next(self._ids)
-        born = self._births[id] = self._loop.create_future()
         packet = births.encode(Bear(id=id, environment=spec.environment, cwd=spec.cwd))
+        if len(packet) > births.MAX_PACKET:
+            raise OSError(errno.EMSGSIZE, f"the environment of {spec.id} is too large to be sent")
+        born = self._births[id] = self._loop.create_future()
         try:
             socket.send_fds(self._link, [packet], fds)
             async with asyncio.timeout(BIRTH_TIMEOUT):
                 return await born
+        except TimeoutError:
+            text = f"it forked no worker within {BIRTH_TIMEOUT:g} s"
+            self._late += 1
+            if self._late >= MAX_LATE:
+                self.kill(text)
+            raise TimeoutError(f"the fork server: {text}") from None
         finally:
             del self._births[id]
             strays.sweep()  # a worker that comes too late is nobody's
@@ -156,6 +168,7 @@ class ForkServer:
             case Cold(reason=reason):
                 self._go(reason)
             case Born(id=id, pid=pid):
+                self._late = 0
                 if (born := self._births.get(id)) and not born.done():
                     born.set_result(pid)
                 else:

@@ -91,7 +91,7 @@ class Inmate(Protocol):
 
 
 class Keeper:
-    """Owns the child of one spec and its restarts."""
+    """Owns the child of one spec and its restarts. `was_ready`: the last one came up."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class Keeper:
         self.state = KeeperState.IDLE
         self.restarts = 0
         self.failure = ""
+        self.was_ready = False
         self.child: Child | None = None
         self._dialect = dialect
         self._inmate = inmate
@@ -229,7 +230,7 @@ class Keeper:
 
     async def _one_life(self) -> Exit | PunieError:
         started = self._clock()
-        self.child = None
+        self.child, self.was_ready = None, False
         try:
             child = self.child = await self._birth(self.spec)
         except OSError as error:
@@ -305,6 +306,7 @@ class Keeper:
 
     def _ready(self, child: Child, started: float) -> None:
         child.log.info("child.ready", ms=round((self._clock() - started) * 1000))
+        self.was_ready = True
         self._inmate.ready(child)
         self._become(KeeperState.READY)
 

@@ -108,8 +108,9 @@ class Nursery:
         """End the fork server and the spare; who waits for a worker gets none. Idempotent."""
         self._stopped = True
         await self._tasks.cancel()
-        if self._server is not None:
-            await self._server.close()
+        async with self._starting:  # one that is being started now is there then
+            if self._server is not None:
+                await self._server.close()
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.kill("the nursery closes")

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -95,7 +96,8 @@ class Process:
         """Have `ended` called once, with the exit code (negative for a signal), when it has."""
         loop = asyncio.get_running_loop()
         if not hasattr(os, "pidfd_open"):
-            loop.run_in_executor(None, self._wait_blocking, loop, ended)
+            # Not one of the executor's, which are few: it waits as long as the child lives.
+            threading.Thread(target=self._wait_blocking, args=(loop, ended), daemon=True).start()
             return
         fd = os.pidfd_open(self.pid)
 
@@ -135,7 +137,11 @@ class Process:
 
     def _wait_blocking(self, loop: asyncio.AbstractEventLoop, ended: Callable[[int], None]) -> None:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        loop.call_soon_threadsafe(self._end, ended)
+        try:
+            loop.call_soon_threadsafe(self._end, ended)
+        except RuntimeError:
+            if not loop.is_closed():  # then nobody asks any more
+                raise
 
     def _end(self, ended: Callable[[int], None]) -> None:
         # The pid is a zombie's until `wait`, so its group id cannot be somebody else's.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 import time
 from collections.abc import Generator
 
@@ -63,6 +64,12 @@ class Session:
         self.project = project
         self.order = asyncio.Lock()
         self.turns = 0
+        self._used = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since it was last in use; 0 while it is."""
+        return 0.0 if self.turns else time.monotonic() - self._used
 
     @contextlib.contextmanager
     def counted(self) -> Generator[None]:
@@ -73,6 +80,7 @@ class Session:
                 yield
         finally:
             self.turns -= 1
+            self._used = time.monotonic()
 
 
 class Registry:
@@ -103,12 +111,13 @@ class Registry:
     async def set_isolation(self, project: Project, isolation: Isolation) -> None:
         """Move an idle project to another level; it is no longer confined.
 
-        Raises `PunieError` (`InvalidRequest`) while a prompt of it is under way.
+        Raises `PunieError` (`InvalidRequest`) while a prompt of it is under way, or a background
+        command.
         """
         async with self._moving:
             if project.isolation is isolation and not project.confined:
                 return
-            if project.turns:
+            if project.turns or project.programs:
                 raise PunieError(_busy(project, isolation))
             # Before the journal has it: a prompt that comes meanwhile goes where the project goes.
             before = project.isolation, project.confined
@@ -138,6 +147,10 @@ class Registry:
         """Return a project that is in use."""
         return self._projects.get(project_id)
 
+    def known_session(self, session_id: str) -> Session | None:
+        """Return a session that is in use."""
+        return self._sessions.get(session_id)
+
     def forget(self, session_id: str) -> None:
         """Drop a session that was not made after all."""
         self._sessions.pop(session_id, None)
@@ -147,8 +160,12 @@ class Registry:
 
 
 def _busy(project: Project, isolation: Isolation) -> InvalidRequest:
+    count = project.programs
+    running = f"{count} background {'command' if count == 1 else 'commands'}"
+    what = "a prompt under way" if project.turns else running
+    stop = f"end what runs: punie projects stop {shlex.quote(project.root)}"
     return InvalidRequest(
-        message=f"{project.root} has a prompt under way at isolation level "
+        message=f"{project.root} has {what} at isolation level "
         f"{project.level.value}; it cannot move to {isolation.value} now",
-        hint="wait for its end, or leave the isolation level out",
+        hint="wait for its end, or leave the isolation level out" if project.turns else stop,
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from punie_protocol.client import PromptReport, TrustReport
+from punie_protocol.client import CommandsReport, PromptReport, TrustReport
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_supervisor import journal_ops as ops
 from punie_supervisor import logs, perf, roots, router, trust
@@ -105,6 +105,15 @@ class Requests:
             backend = await self._models.obtain(query.model, _no_progress, held)
             worker = await self._workers.place(project)
             return await worker.describe(project.id, backend)
+
+    async def commands(self, request: router.Commands) -> CommandsReport:
+        """``_punie/commands``: asks the workers where some run, one that drains too."""
+        query = request.params
+        project = await self._registry.project(query.cwd)
+        having = [one for one in self._workers.having(project.id) if one.programs.get(project.id)]
+        asked = (worker.commands(project.id, stop=query.stop) for worker in having)
+        found = [command for told in await asyncio.gather(*asked) for command in told]
+        return CommandsReport(root=project.root, commands=found)
 
 
 def _no_progress(text: str, done: int, total: int) -> None:

@@ -71,7 +71,8 @@ class RestartPolicy:
     def _again(self, now: float) -> Decision:
         if len(self._restarts) >= self._intensity:
             times = f"{self._intensity} restarts within {self._period_s:g} s"
-            return GiveUp(f"{times} did not help")
+            again = "what needs it tries again once that time has passed, or after: punie restart"
+            return GiveUp(f"{times} did not help; {again}")
         nth = len(self._restarts)
         self._restarts.append(now)
         return StartAgain(min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (nth - 1)) if nth else 0.0)

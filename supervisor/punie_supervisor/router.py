@@ -72,6 +72,10 @@ class DescribePrompt(Begin[client.PromptQuery], frozen=True):
     """``_punie/prompt``"""
 
 
+class Commands(Begin[client.CommandsQuery], frozen=True):
+    """``_punie/commands``"""
+
+
 class Isolate(Begin[client.Isolate], frozen=True):
     """``_punie/isolate``"""
 
@@ -137,6 +141,7 @@ type Instruction = (
     | Trust
     | Perf
     | DescribePrompt
+    | Commands
     | Isolate
     | Unconfined
     | Report
@@ -324,7 +329,14 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             return ListSessions(connection, id, acp.params(raw, acp.ListSessions), raw)
         case acp.SESSION_SET_MODE:
             return SetMode(connection, id, acp.params(raw, acp.SetMode), raw)
-        case client.ISOLATE | client.UNCONFINED | client.TRUST | client.PERF | client.PROMPT:
+        case (
+            client.ISOLATE
+            | client.UNCONFINED
+            | client.COMMANDS
+            | client.TRUST
+            | client.PERF
+            | client.PROMPT
+        ):
             return _extension(connection, id, method, raw)
         case client.STATUS:
             return Report(id)
@@ -343,6 +355,8 @@ def _extension(connection: int, id: RpcId, method: str, raw: Raw) -> Instruction
             return Isolate(connection, id, acp.params(raw, client.Isolate), raw)
         case client.UNCONFINED:
             return Unconfined(connection, id, acp.params(raw, client.Unconfined), raw)
+        case client.COMMANDS:
+            return Commands(connection, id, acp.params(raw, client.CommandsQuery), raw)
         case client.TRUST:
             return Trust(connection, id, acp.params(raw, client.Trust), raw)
         case client.PERF:

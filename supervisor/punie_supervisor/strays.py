@@ -5,7 +5,8 @@ servers are subreapers themselves, so that while one lives its orphans stay belo
 count them; when it ends, they come here. A child that we did not start and that is not of our
 session is thus left behind by an ended one, whatever sessions and groups it made for itself:
 nobody waits for it, so it is killed. What it leaves comes here too, and is found by the next
-look.
+look. Children that this process had before it asked for orphans (of a shell that became it) are
+not touched.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ def adopting() -> Generator[None]:
     global _users, _looking  # noqa: PLW0603 - a property of the process
     _users += 1
     if _users == 1:
+        _ours.update(_children())
         subreaper(on=True)
     try:
         yield
@@ -108,11 +110,15 @@ def sweep(looks: int = MAX_LOOKS) -> None:
 def _orphans() -> list[int]:
     """Return our children that we did not start."""
     session = os.getsid(0)
+    return [pid for pid in _children() if pid not in _ours and _session(pid) != session]
+
+
+def _children() -> list[int]:
     found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended; or the kernel has no such file
-            pids = [int(word) for word in (task / "children").read_text().split()]
-            found += [pid for pid in pids if pid not in _ours and _session(pid) != session]
+    if supported():
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended; or there is no such file
+                found += map(int, (task / "children").read_text().split())
     return found
 
 

@@ -138,6 +138,8 @@ class Switchboard:
                 self._answer(connection, id, self._requests.perf, instruction)
             case router.DescribePrompt(id=id):
                 self._answer(connection, id, self._requests.describe_prompt, instruction)
+            case router.Commands(id=id):
+                self._answer(connection, id, self._requests.commands, instruction)
             case router.Isolate(id=id):
                 self._answer(connection, id, self._isolate, instruction)
             case router.Report(id=id):
@@ -265,11 +267,12 @@ class Switchboard:
         await worker.open_session(session_id, project.id, state)
         opening = Opening(session_id, request.connection, request.id)
         params = acp.with_punie(request.raw, SessionMeta(session_id=session_id))
-        worker.request(session_id, acp.SESSION_NEW, params, opening)
+        id = worker.request(session_id, acp.SESSION_NEW, params, opening)
         try:
             async with asyncio.timeout(OPENING_TIMEOUT):
                 made = await opening.over
         except TimeoutError:
+            worker.pending.pop(id, None)  # from a session that is closed no answer is heard
             worker.close_session(session_id, "it did not open in time")
             text = f"the worker did not answer session/new within {OPENING_TIMEOUT:g} s"
             raise PunieError(TimedOut(message=text, limit_s=OPENING_TIMEOUT)) from None

@@ -150,7 +150,7 @@ class Turns:
     async def answered(self, turn: Turn, envelope: Envelope) -> None:
         """The worker answered: journal it, then answer everyone who waits."""
         if turn.worker is not None:
-            self._workers.watch.turn_ended(turn.worker.meter)
+            self._workers.turn_ended(turn.worker)
         if turn.fault is not None:
             await self._end(turn, PromptState.FAILED, None, error_raw(turn.fault))
         elif envelope.result is not UNSET:
@@ -303,7 +303,7 @@ class Turns:
         params = acp.with_punie(turn.params, meta)
         turn.params = Raw(b"")  # up to 8 MB, and the journal has it
         turn.request_id = worker.request(session.id, acp.SESSION_PROMPT, params, turn)
-        self._workers.watch.turn_began(worker.meter)
+        self._workers.turn_began(worker)
         turn.worker, turn.begun = worker, True
         turn.become(Phase.RUNNING)
 

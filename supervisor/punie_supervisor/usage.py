@@ -19,10 +19,13 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _CPU_FIELDS: Final = slice(11, 15)
 """utime, stime, cutime, cstime after the name of proc_pid_stat(5)."""
 _RSS, _SHARED = 1, 2
+_PRIVATE: Final = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
+_SHARE: Final = ("Pss_Anon", "Pss_Shmem", "SwapPss")
+"""Of proc_pid_smaps(5)."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """Private bytes, CPU seconds since the process began, with those of its ended children,
+    """Bytes of its own, CPU seconds since the process began, with those of its ended children,
     processes, and open descriptors of the one that has most."""
 
     memory_bytes: int = 0
@@ -43,13 +46,20 @@ NOTHING: Final = Sample()
 
 
 def sample(pid: int) -> Sample:
-    """Return what the process and its descendants use; `NOTHING` when it is gone. Blocks."""
-    one = _linux if sys.platform == "linux" else _psutil
+    """Return what the process and its descendants use; `NOTHING` when it is gone. Blocks.
+
+    Of the process itself the private bytes count: the others are the fork server's. Its descendants
+    share with each other what they had before they forked: that counts once.
+    """
     found = NOTHING
     for member in _tree(pid) if sys.platform == "linux" else _psutil_tree(pid):
         with contextlib.suppress(OSError):  # it has just ended
-            found += one(member)
+            found += _one(member, shares=member != pid)
     return found
+
+
+def _one(pid: int, *, shares: bool) -> Sample:
+    return _linux(pid, shares=shares) if sys.platform == "linux" else _psutil(pid)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -63,26 +73,36 @@ def _tree(pid: int) -> Iterator[int]:
                     found += map(int, (task / "children").read_text().split())
 
 
-def _linux(pid: int) -> Sample:
+def _linux(pid: int, *, shares: bool) -> Sample:
     place = Path("/proc", str(pid))
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     ticks = sum(map(int, fields[_CPU_FIELDS]))
     if fields[0] == "Z":  # it uses nothing but its number
         return Sample(cpu_s=ticks / _TICKS, processes=1)
     return Sample(
-        memory_bytes=_private(place), cpu_s=ticks / _TICKS, processes=1, files=_descriptors(place)
+        memory_bytes=_memory(place, shares=shares),
+        cpu_s=ticks / _TICKS,
+        processes=1,
+        files=_descriptors(place),
     )
 
 
-def _private(place: Path) -> int:
-    """Return the private bytes; of a process that we may not look into, all that it does not share
-    with files."""
+def _memory(place: Path, *, shares: bool) -> int:
+    """Return the private bytes, or with its part of those that it shares, but for files'; of a
+    process that we may not look into, all that it does not share with files."""
     try:
         lines = (place / "smaps_rollup").read_text().splitlines()
     except PermissionError:
         words = (place / "statm").read_text().split()
         return (int(words[_RSS]) - int(words[_SHARED])) * _PAGE
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
+    kilobytes = {name: int(rest.split()[0]) for name, _, rest in map(_cut, lines[1:])}
+    private = sum(kilobytes.get(name, 0) for name in _PRIVATE)
+    part = sum(kilobytes.get(name, 0) for name in _SHARE) if shares else 0
+    return max(private, part) * 1024
+
+
+def _cut(line: str) -> tuple[str, str, str]:
+    return line.partition(":")
 
 
 def _descriptors(place: Path) -> int:

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from punie_protocol import jsonrpc
 from punie_protocol.backends import Backend
-from punie_protocol.client import PromptReport
+from punie_protocol.client import BackgroundCommand, PromptReport
 from punie_protocol.errors import (
     Internal,
     LinkClosed,
@@ -23,7 +23,7 @@ from punie_protocol.errors import (
 from punie_protocol.limits import MAX_HALVES
 from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import HalfStatus, Isolation, Message
-from punie_protocol.messages.to_supervisor import Pong, PromptDescribed
+from punie_protocol.messages.to_supervisor import CommandsTold, Pong, PromptDescribed
 from punie_protocol.permissions import Mode
 from punie_supervisor.child import Child
 from punie_supervisor.journal_ops import SessionState
@@ -33,6 +33,8 @@ OPEN_TIMEOUT: Final = 30.0
 """Seconds a project half may take to start."""
 DESCRIBE_TIMEOUT: Final = 30.0
 """Seconds a worker may take to say what a model is told."""
+COMMANDS_TIMEOUT: Final = 8.0
+"""Seconds a worker may take to end its background commands: less than clients wait for us."""
 
 HISTORY_CHUNK: Final = 4 * 1024 * 1024
 """Bytes of deltas in one frame, if there is more than one."""
@@ -40,28 +42,33 @@ HISTORY_CHUNK: Final = 4 * 1024 * 1024
 
 class Worker[P]:
     """One life of a worker process. `P` is what waits for the answer to a request; `slots` are the
-    bytes of its projects in the breadcrumb file, never given twice; `over` is the limit that it is
-    ended for, in words."""
+    bytes of its projects in the breadcrumb file, never given twice; `programs` counts the
+    background commands of each; `over` is the limit that it is ended for, in words."""
 
     def __init__(self, number: int, child: Child, isolation: Isolation, ids: Iterator[int]) -> None:
         self.number = number
         self.isolation = isolation
         self.slots: dict[str, int] = {}
         self.halves: dict[str, HalfStatus] = {}
+        self.programs: dict[str, int] = {}
         self.id = child.spec.id
         self.pid = child.pid
         self.over = ""
+        self.drained_at: float | None = None
         self.pending: dict[int, P] = {}
         self.sessions: dict[str, str] = {}
         self.meter = f"{self.id} (pid {self.pid})"
         self._child = child
         self._opened = 0
+        self._retired = ""
         self._ids = ids
         self._projects: dict[str, asyncio.Future[None]] = {}
-        self._describing: dict[int, asyncio.Future[PromptReport]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
 
     def send(self, message: Message) -> None:
-        """Send. Raises `PunieError` (`ProcessLost`) when it is gone."""
+        """Send. Raises `PunieError` (`ProcessLost`) when it is gone, or told to go."""
+        if self._retired:
+            raise PunieError(self.lost(self._retired))
         try:
             self._child.link.send_nowait(message)
         except LinkClosed as error:
@@ -88,13 +95,15 @@ class Worker[P]:
     async def open_project(self, project: Project) -> None:
         """Have the project's half running. Raises `PunieError`."""
         opened = self._projects.get(project.id) or self._begin_to_open(project)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_TIMEOUT):
                 await asyncio.shield(opened)
-        except TimeoutError:
+        if not opened.done():
             self.close_project(project.id, "it did not open in time")
             text = f"project {project.root} did not open within {OPEN_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=OPEN_TIMEOUT)) from None
+            # For all who wait: the time of another must not close what is opened next.
+            _fail(opened, PunieError(TimedOut(message=text, limit_s=OPEN_TIMEOUT)))
+        opened.result()
 
     def _begin_to_open(self, project: Project) -> asyncio.Future[None]:
         if self.is_used_up:
@@ -158,6 +167,7 @@ class Worker[P]:
         self.sessions = {s: p for s, p in self.sessions.items() if p != project_id}
         self.slots.pop(project_id, None)
         self.halves.pop(project_id, None)
+        self.programs.pop(project_id, None)
         if self._projects.pop(project_id, None):
             self.send_if_alive(to_worker.CloseProject(project_id=project_id, reason=reason))
 
@@ -181,27 +191,38 @@ class Worker[P]:
     async def describe(self, project_id: str, backend: Backend | None) -> PromptReport:
         """Return what a model is told before the first prompt. Raises `PunieError`."""
         id = next(self._ids)
-        answer: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
-        self._describing[id] = answer
+        wanted = to_worker.DescribePrompt(request_id=id, project_id=project_id, backend=backend)
+        return await self._ask(id, wanted, DESCRIBE_TIMEOUT, "describe the prompt")
+
+    async def commands(self, project_id: str, *, stop: bool) -> list[BackgroundCommand]:
+        """Return the background commands of a project here, ended first when `stop`. Raises
+        `PunieError`."""
+        id = next(self._ids)
+        wanted = to_worker.AskCommands(request_id=id, project_id=project_id, stop=stop)
+        return await self._ask(id, wanted, COMMANDS_TIMEOUT, "answer for its background commands")
+
+    async def _ask(self, id: int, wanted: Message, limit_s: float, what: str) -> Any:
+        """Return the answer to a request of ours. Raises `PunieError`."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[id] = answer
         try:
-            self.send(
-                to_worker.DescribePrompt(request_id=id, project_id=project_id, backend=backend)
-            )
-            async with asyncio.timeout(DESCRIBE_TIMEOUT):
+            self.send(wanted)
+            async with asyncio.timeout(limit_s):
                 return await answer
         except TimeoutError:
-            text = f"{self.id} did not describe the prompt within {DESCRIBE_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=DESCRIBE_TIMEOUT)) from None
+            text = f"{self.id} did not {what} within {limit_s:g} s"
+            raise PunieError(TimedOut(message=text, limit_s=limit_s)) from None
         finally:
-            del self._describing[id]
+            del self._asked[id]
 
-    def described(self, message: PromptDescribed) -> None:
-        """It answered `DescribePrompt`; an answer that nobody waits for is dropped."""
-        answer = self._describing.get(message.request_id)
+    def answered(self, message: PromptDescribed | CommandsTold) -> None:
+        """It answered a request of ours; an answer that nobody waits for is dropped."""
+        answer = self._asked.get(message.request_id)
         if answer is None or answer.done():
             return
-        if message.report is not None:
-            answer.set_result(message.report)
+        result = message.report if isinstance(message, PromptDescribed) else message.commands
+        if message.error is None and result is not None:
+            answer.set_result(result)
         else:
             fault = message.error or Internal(message=f"{self.id} described nothing")
             _fail(answer, RemoteError(fault))
@@ -209,7 +230,7 @@ class Worker[P]:
     @property
     def is_busy(self) -> bool:
         """Whether it owes anybody an answer."""
-        return bool(self.pending or self._describing)
+        return bool(self.pending or self._asked)
 
     def heard(self, pong: Pong) -> None:
         """It answered a ping: keep what its projects' tools have done."""
@@ -237,7 +258,7 @@ class Worker[P]:
 
     def gone(self, error: ProcessLost) -> list[P]:
         """The process ended: fail what opens, return what waited for an answer."""
-        for future in [*self._projects.values(), *self._describing.values()]:
+        for future in [*self._projects.values(), *self._asked.values()]:
             if not future.done():
                 _fail(future, PunieError(error))
         self.sessions.clear()
@@ -256,6 +277,10 @@ class Worker[P]:
             pid=self.pid,
             limit=self.over,
         )
+
+    def retire(self, reason: str) -> None:
+        """It is told to end: nothing can be begun there any more, for it would get lost."""
+        self._retired = reason
 
     def end_for(self, limit: str) -> None:
         """Kill it: it is over a limit, and `limit` says which."""

@@ -23,6 +23,7 @@ from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Isolation, Limits
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
+    CommandsTold,
     EffectFinished,
     EffectStarted,
     HalfQuarantined,
@@ -50,6 +51,8 @@ from punie_supervisor.tasks import Tasks
 from punie_supervisor.watch import Watch
 from punie_supervisor.worker import Worker
 
+DRAIN_GRACE: Final = 300.0
+"""Seconds that background commands of a worker that drains may still run."""
 PLACE_ATTEMPTS: Final = 3
 """Times a turn is placed anew when its worker is lost, or drains, before the turn has begun."""
 
@@ -155,7 +158,8 @@ class WorkerPool[P]:
         has the project counted. Raises `PunieError`.
 
         When the worker is lost meanwhile, or drains, another is looked for, `PLACE_ATTEMPTS` times
-        in all. One that several share and that was given up is no place for anybody.
+        in all. One that several share and that was given up is no place for anybody; but one that
+        never came up was not brought down by a project, and another would be no better.
         """
         for _ in range(PLACE_ATTEMPTS - 1):
             try:
@@ -184,7 +188,7 @@ class WorkerPool[P]:
         keeper = self.keepers.get(placed.worker_id) if placed else None
         if keeper is None or keeper.state is not KeeperState.FAILED:
             return True
-        if placed is None or placed.isolation is Isolation.PROCESS:
+        if placed is None or placed.isolation is Isolation.PROCESS or not keeper.was_ready:
             return False
         await self._confine(project.id, f"{placed.worker_id} was given up: {keeper.failure}")
         return True
@@ -213,6 +217,17 @@ class WorkerPool[P]:
             variables=self._around.variables,
         )
 
+    def turn_began(self, worker: Worker[P]) -> None:
+        """A turn was given to that worker."""
+        self.watch.turn_began(worker.meter)
+
+    def turn_ended(self, worker: Worker[P]) -> None:
+        """That worker has answered a turn: if it drains, its last one ends it at once, as what
+        hangs there may burn a core."""
+        self.watch.turn_ended(worker.meter)
+        if self.placement.draining(worker.id):
+            self._retire_empty("nothing is left to do in it")
+
     # leaving
 
     def leave(self, project: Project, placed: Placed, reason: str) -> None:
@@ -221,12 +236,15 @@ class WorkerPool[P]:
             self.placement.leave(project.id)
         if worker := self._live.get(placed.worker_id):
             worker.close_project(project.id, reason)
+            self._count_programs(project.id)
         self._retire_empty(reason)
 
     def drain(self, worker_id: str, reason: str) -> None:
         """Have turns that begin from now on find another worker than that one, which ends once it
         has nothing to do."""
         if self.placement.drain(worker_id, reason):
+            if worker := self._live.get(worker_id):
+                worker.drained_at = asyncio.get_running_loop().time()
             logs.get(child=worker_id).warning("worker.draining", reason=reason)
 
     def tick(self) -> None:
@@ -236,28 +254,36 @@ class WorkerPool[P]:
             if project and placed and project.idle_s >= self._around.idle_s:
                 logs.get(root=project.root).info("project.passive", after_s=round(project.idle_s))
                 self.leave(project, placed, "it is idle")
+        for worker in self._live.values():
+            for id in list(worker.sessions):
+                session = self._registry.known_session(id)
+                if session and session.idle_s >= self._around.idle_s:
+                    worker.close_session(id, "it is idle")
         self._retire_empty("nothing is left to do in it")
 
     def _retire_empty(self, reason: str) -> None:
         for id in [id for id in self.keepers if self._is_empty(id)]:
             keeper = self.keepers.pop(id)
-            self._live.pop(id, None)
             why = self.placement.draining(id) or reason
+            if worker := self._live.pop(id, None):
+                worker.retire(why)
             self.placement.retired(id)
+            self._retiring.add(keeper)
             self._tasks.start(self._retire(keeper, why), name=f"retire {id}")
 
     def _is_empty(self, worker_id: str) -> bool:
         worker = self._live.get(worker_id)
-        if worker is not None and (worker.is_busy or self._has_programs(worker)):
+        if worker is not None and (worker.is_busy or self._waits_for_programs(worker)):
             return False
         return bool(self.placement.draining(worker_id)) or not self.placement.sharing(worker_id)
 
-    def _has_programs(self, worker: Worker[P]) -> bool:
-        known = (self._registry.known(id) for id in worker.slots)
-        return any(project is not None and project.programs for project in known)
+    def _waits_for_programs(self, worker: Worker[P]) -> bool:
+        """Whether background commands keep it: one that drains may burn a core meanwhile."""
+        now = asyncio.get_running_loop().time()
+        late = worker.drained_at is not None and now - worker.drained_at > DRAIN_GRACE
+        return any(worker.programs.values()) and not late
 
     async def _retire(self, keeper: Keeper, reason: str) -> None:
-        self._retiring.add(keeper)
         await keeper.close(reason)
         self._retiring.discard(keeper)
 
@@ -266,6 +292,11 @@ class WorkerPool[P]:
         await self.watch.close()
         keepers = [*self.keepers.values(), *self._retiring]
         await asyncio.gather(*(keeper.close(reason) for keeper in keepers))
+
+    def end_now(self, reason: str) -> None:
+        """SIGKILL every worker, for good: what `close` did not come to in time."""
+        for keeper in [*self.keepers.values(), *self._retiring]:
+            keeper.end_now(reason)
 
     # the keepers' side
 
@@ -289,13 +320,14 @@ class WorkerPool[P]:
                 worker.opened(id, None)
             case ProjectFailed(project_id=id, error=error):
                 worker.opened(id, error)
-            case PromptDescribed():
-                worker.described(message)
+            case PromptDescribed() | CommandsTold():
+                worker.answered(message)
             case HalfQuarantined():
                 await self._quarantined(worker, message)
             case ProgramsRunning(project_id=id, count=count):
-                if project := self._registry.known(id):
-                    project.running(count)
+                if worker.has(id):
+                    worker.programs[id] = count
+                    self._count_programs(id)
             case (
                 AgentMessage()
                 | StoreDelta()
@@ -321,10 +353,15 @@ class WorkerPool[P]:
         error = worker.lost(exit.reason)
         for id in crumbs.suspects(left, worker.slots):
             await self._suspect(worker, id, exit)
-        for id in worker.slots:
-            if project := self._registry.known(id):
-                project.running(0)
+        for id in worker.programs:
+            self._count_programs(id)
         await self._events.worker_gone(worker, worker.gone(error), error)
+
+    def _count_programs(self, project_id: str) -> None:
+        """A project may have some in a worker that drains, and in its next one."""
+        if project := self._registry.known(project_id):
+            counts = (worker.programs.get(project_id, 0) for worker in self._by_pid.values())
+            project.running(sum(counts))
 
     def _over_limit(self, meter: str, reason: str) -> None:
         for worker in self._by_pid.values():

@@ -51,6 +51,25 @@ def isolate(user: Punie, project: Path, level: str) -> str:
     return done.stdout
 
 
+def test_that_a_daemon_is_started_is_said(own: Punie, project: Path) -> None:
+    began = "punie: starting the daemon (stop it with: punie down)\n"
+    assert own.run("projects", "isolate", project, "interpreter").stderr == began
+    assert own.run("projects", "isolate", project, "process").stderr == ""
+    assert own.run("down").returncode == 0
+    assert own.run("projects", "unconfined", project).stderr == began
+
+
+def test_a_project_whose_folder_is_gone_is_marked(user: Punie, project: Path) -> None:
+    isolate(user, project, "process")
+    assert not known(user, project)["gone"]
+    (project / "a.py").unlink()
+    project.rmdir()
+    assert known(user, project)["gone"]
+    lines = user.run("projects").stdout.splitlines()
+    [at] = [at for at, line in enumerate(lines) if line.endswith(f"  {project}")]
+    assert lines[at + 1] == "  its folder is gone"
+
+
 def test_a_project_in_use_is_listed(user: Punie, project: Path) -> None:
     with Script(LOOK, say("One.")) as model:
         assert model.ask(user, project).returncode == 0

@@ -245,7 +245,7 @@ def test_what_the_model_says_first_stays_on_the_screen(user: Punie, project: Pat
         Script(first, say("Done.")) as model,
         model.ask_on_terminal(user, project) as terminal,
     ):
-        terminal.wait_for("I edit \ufffd[2Ja.py:\n")
+        terminal.wait_for("I edit ␛[2Ja.py:\n")
         terminal.wait_for(KEYS)
         terminal.type("y\n")
         assert terminal.end() == 0, terminal.shown

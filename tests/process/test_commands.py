@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from punie_protocol.errors import InvalidRequest, NotFound, Overloaded, PunieError, ToolFailed
-from punie_protocol.isolation import SandboxSettings
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.testing.waiting import until as soon
 from punie_protocol.tools_commands import PytestRun, PytestRunResult, RunCommand, RunCommandResult
 from punie_workers import jobs, launching
@@ -20,9 +20,10 @@ from punie_workers.launching import Launcher, Premises
 from punie_workers.pytest_tools import PytestTools
 from punie_workers.sandbox import available
 from punie_workers.sandbox.available import Missing
-from punie_workers.sandbox.confinement import Sandbox
+from punie_workers.sandbox.confinement import ProgramLimits, Sandbox
 from tests.support.checking import opened, until, write
 from tests.support.pytest_project import project
+from tests.support.repositories import Repository
 
 type Find = Callable[[], Sandbox | Missing]
 
@@ -61,12 +62,14 @@ class Commands:
 
 
 @asynccontextmanager
-async def commands(root: Path, find: Find = available.find) -> AsyncGenerator[Commands]:
+async def commands(
+    root: Path, find: Find = available.find, premises: Premises | None = None
+) -> AsyncGenerator[Commands]:
     """Yield the commands of a project in `root`, which may run without a sandbox."""
     await asyncio.to_thread(root.mkdir, exist_ok=True)
     async with opened(root) as halves:
         counts: list[int] = []
-        launcher = Launcher(halves, Premises(unconfined=lambda: True), find)
+        launcher = Launcher(halves, premises or Premises(unconfined=lambda: True), find)
         tools = CommandTools(launcher, counts.append)
         try:
             yield Commands(tools, counts)
@@ -222,7 +225,7 @@ def test_what_a_command_would_do_is_said_whole(tmp_path: Path) -> None:
             action = await case.tools.prepare(RunCommand(text, "sub", 5, network=True))
             assert action.description.splitlines() == [
                 "$ echo a",
-                "rm -rf x ␛[8m\\u202e",
+                "> rm -rf x ␛[8m\\u202e",
                 "in the folder sub",
                 "for at most 5 s",
                 "with access to the network",
@@ -268,10 +271,10 @@ def test_output_is_shown_while_it_comes(tmp_path: Path) -> None:
         async with commands(tmp_path) as case:
             task = asyncio.create_task(case.run("echo first; cat fifo; echo last"))
             os.mkfifo(tmp_path / "fifo")
-            await soon(lambda: "first" in case.shown, "output is shown")
+            await soon(lambda: "first\n" in case.shown, "output is shown")
             await asyncio.to_thread((tmp_path / "fifo").write_text, "second\n")
             await task
-            assert case.shown[-1] == "first\nsecond\nlast"
+            assert case.shown[-1] == "first\nsecond\nlast\n"
 
     (tmp_path / "fifo").unlink(missing_ok=True)
     asyncio.run(main())
@@ -308,6 +311,62 @@ def test_background_commands(tmp_path: Path) -> None:
             assert isinstance(caught.value.error, NotFound)
 
     asyncio.run(main())
+
+
+def test_a_command_ends_when_somebody_replaces_what_was_protected(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with commands(tmp_path / "project") as case:
+            task = asyncio.create_task(case.fails("echo up; sleep 1000; echo"))
+            await soon(lambda: case.shown, "the program runs")
+            await asyncio.to_thread((tmp_path / "project" / ".vscode").rmdir)
+            ended = await asyncio.wait_for(task, 10)
+            assert ended.kind == "command_unprotected"
+            assert "'.vscode' was replaced from outside" in ended.message
+
+    asyncio.run(main())
+
+
+def test_background_commands_cannot_change_git_s_folder(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    Repository(root).commit({"a": "b"})
+
+    async def main() -> None:
+        async with commands(root) as case:
+            said = await case.run("touch .git/x || echo closed", background=True)
+            said = await case.run(job=said.job) if said.running else said
+            assert "Read-only file system" in said.output
+            assert (await case.run("touch .git/x")).ok
+
+    asyncio.run(main())
+
+
+def test_commands_over_the_worker_s_limits_end_before_it_would(tmp_path: Path) -> None:
+    """Each is within them; the largest ends, the others go on, and the model is told."""
+    premises = Premises(limits=WorkerLimits(memory_mb=256))
+
+    async def main() -> None:
+        async with commands(tmp_path / "project", premises=premises) as case:
+            os.mkfifo(tmp_path / "project" / "fifo")
+            left = [await case.run(filling(size), background=True) for size in (60, 70)]
+            over = await case.fails(filling(80))
+            assert over.kind == "command_limit"
+            assert "192 MB are allowed" in over.message
+            for job in left:
+                assert (await case.run(job=job.job)).running
+
+    asyncio.run(main())
+
+
+def test_programs_have_less_than_their_worker() -> None:
+    assert launching.limits_of(None) == ProgramLimits()
+    found = launching.limits_of(WorkerLimits(memory_mb=400, cpu_s=1, processes=16, files=300))
+    assert (found.memory, found.processes, found.files) == (300 * 1024**2, 12, 300)
+    assert (found.cpu_s, found.together_s) == (1, 1)
+
+
+def filling(megabytes: int) -> str:
+    """A command that takes memory until a pipe is written to."""
+    return f"head -c {megabytes}000000 /dev/zero > /tmp/x; cat fifo"
 
 
 def test_background_commands_are_few_and_end_with_the_project(

@@ -17,11 +17,11 @@ import pytest
 
 from punie_protocol.errors import Denied, PunieError
 from punie_protocol.isolation import SandboxSettings
-from punie_workers.sandbox import seccomp
+from punie_workers.sandbox import protected, seccomp
 from punie_workers.sandbox.confinement import Confined, Confinement, ProgramLimits
 from punie_workers.sandbox.counting_anywhere import Anywhere
 from punie_workers.sandbox.counting_linux import Linux
-from punie_workers.sandbox.guard import Counting, Guard, Over
+from punie_workers.sandbox.guard import Counting, Guard, Over, Replaced
 from tests.support.confined import PATIENCE_S, PYTHON, Confining, the_sandbox
 from tests.support.repositories import Repository
 
@@ -170,10 +170,22 @@ class TestProtected:
         left = {path: text for path, text in snapshot(repository.root).items() if "/x" not in path}
         assert left == before
 
-    def test_a_commondir_cannot_stay(self, repository: Confining):
-        for attempt in ("mkdir evil; echo ../evil > .git/commondir", "mkdir -p .git/commondir/x"):
-            repository.sh(attempt)
+    def test_a_commondir_never_names_another(self, repository: Confining):
+        """Not for a moment: the user's git may look while the command runs."""
+        attempts = ("echo ../x > .git/commondir", "rm .git/commondir", "mv x .git/commondir")
+        for attempt in attempts:
+            assert repository.sh(f"touch x; {attempt}").returncode != 0, attempt
             assert not (repository.root / ".git" / "commondir").exists()
+
+    def test_git_works_beside_the_placeholders(self, repository: Confining):
+        git = Repository(repository.root).git
+        root = os.open(repository.root, os.O_PATH)
+        with protected.guard(root):
+            os.close(root)
+            git("checkout", "-q", "-b", "other")
+            git("worktree", "add", "-q", "../linked")
+            assert git("status", "--short", "--untracked-files=no").strip() == ""
+            git("fsck")
 
     def test_nothing_is_left_where_nothing_was(self, project: Confining):
         done = project.sh("ls -A; mkdir .git/hooks; echo x > .punie/config.toml; git init")
@@ -232,6 +244,68 @@ class TestProtected:
         assert (project.root / ".punie").is_dir()
         project.sh("true")
         assert list(project.root.iterdir()) == []
+
+    def test_a_worker_that_is_killed_leaves_no_commondir_of_another(self, repository: Confining):
+        evil = 'printf "[core]\\n\\tfsmonitor = touch pwned\\n" >> evil/config'
+        script = f"cp -r .git evil; {evil}; echo ../evil > .git/commondir; echo"
+        died = killed_after(repository, script)
+        assert died.returncode == -signal.SIGKILL
+        assert (repository.root / "evil" / "config").exists()
+        git = Repository(repository.root).git
+        git("add", "--all")
+        git("status")
+        assert not (repository.root / "pwned").exists()
+
+    def test_what_git_replaces_outside_stays_closed_to_one_that_lasts(self, repository: Confining):
+        script = "read x; echo evil >> .git/config; echo x > .git/hooks/x; touch .git/x; cat a.txt"
+        command = ("sh", "-c", script)
+        with started(repository, *command, lasting=True) as process:
+            Repository(repository.root).git("config", "user.name", "z")
+            out, said = process.communicate(b"go\n", timeout=PATIENCE_S)
+            assert out == b"one\n"
+            assert said.count(b"Read-only") == 3
+        assert "evil" not in (repository.root / ".git" / "config").read_text()
+
+    def test_what_is_replaced_outside_is_noticed(self, repository: Confining):
+        wanted, cwd = Confinement(root=str(repository.root)), str(repository.root)
+        with the_sandbox().enter(wanted, ["true"], cwd=cwd) as confined:
+            assert confined.replaced() is None
+            (repository.root / "a.txt").write_text("two\n")
+            assert confined.replaced() is None
+            Repository(repository.root).git("config", "user.name", "z")
+            assert confined.replaced() == ".git/config"
+        with the_sandbox().enter(wanted, ["true"], cwd=cwd) as confined:
+            (repository.root / ".vscode").rmdir()
+            assert confined.replaced() == ".vscode"
+
+    def test_places_that_the_user_names_are_protected_alike(self, project: Confining, home: Path):
+        sibling = home / "src" / "c"
+        Repository(sibling).commit({"a": "b"})
+        settings = SandboxSettings(write=[str(sibling)])
+        script = "echo x > ../c/.git/hooks/evil; echo x > ../c/.vscode/x; echo c > ../c/a"
+        project.sh(script, settings=settings)
+        assert not (sibling / ".git" / "hooks" / "evil").exists()
+        assert not (sibling / ".vscode").exists()
+        assert (sibling / "a").read_text() == "c\n"
+        done = project.sh("cd ../c && git status --short", settings=settings)
+        assert done.stdout.startswith(" M a\n")
+
+
+def killed_after(project: Confining, script: str) -> subprocess.CompletedProcess[bytes]:
+    """A process that is killed once a script that it runs in the sandbox has printed a line."""
+    program = (
+        "import os, signal, subprocess\n"
+        "from tests.support.confined import the_sandbox\n"
+        "from punie_workers.sandbox.confinement import Confinement\n"
+        f"wanted, root = Confinement(root={str(project.root)!r}), {str(project.root)!r}\n"
+        f"command = ['sh', '-c', {script + '; cat'!r}]\n"
+        "with the_sandbox().enter(wanted, command, cwd=root) as confined:\n"
+        "    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "    pipes |= dict(env=confined.environment, pass_fds=confined.pass_fds)\n"
+        "    subprocess.Popen(confined.argv, **pipes).stdout.readline()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    return subprocess.run([sys.executable, "-c", program], check=False, timeout=PATIENCE_S)
 
 
 @contextmanager
@@ -517,7 +591,7 @@ class TestGuard:
         script: str,
         limits: ProgramLimits,
         how: Counting | None = None,
-    ) -> Over | None:
+    ) -> Over | Replaced | None:
         """What the guard says of a script that it watches, once that has ended."""
         with started(project, "sh", "-c", script, read=PYTHON) as process:
             over = asyncio.run(watched(Guard(limits, how), process.pid))
@@ -537,7 +611,7 @@ class TestGuard:
         )
         bomb = f"{sys.executable} -I -c '{program}' {number}"
         over = self.ended(project, bomb, ProgramLimits(processes=40), how)
-        assert over is not None
+        assert isinstance(over, Over)
         assert (over.what, over.limit) == ("processes", 40)
         assert "40 are allowed" in over.message
         wait_until(lambda: not running(number))
@@ -547,14 +621,28 @@ class TestGuard:
         program = "import signal; x = b'1' * 40_000_000; signal.pause()"
         script = f'for i in 1 2 3 4; do {sys.executable} -I -c "{program}" & done; wait'
         over = self.ended(project, script, self.memory, how)
-        assert over is not None
+        assert isinstance(over, Over)
         assert (over.what, over.limit) == ("memory", self.memory.memory)
         assert over.actual > self.memory.memory
 
-    def test_files_in_temporary_folders_count_as_memory(self, project: Confining):
-        over = self.ended(project, "head -c 150000000 /dev/zero > /tmp/x; cat", self.memory)
-        assert over is not None
+    @pytest.mark.parametrize(
+        "bomb",
+        [
+            "head -c 150000000 /dev/zero > /tmp/x",
+            "head -c 150000000 /dev/zero > ~/x",
+            "mkdir /tmp/x && cd /tmp/x && seq 150000 | xargs touch",
+        ],
+    )
+    def test_files_in_temporary_folders_count_as_memory(self, project: Confining, bomb: str):
+        over = self.ended(project, f"{bomb}; cat", self.memory)
+        assert isinstance(over, Over)
         assert over.what == "memory"
+
+    @pytest.mark.parametrize("how", [Linux(), Anywhere()])
+    def test_cpu_of_programs_that_each_take_little(self, project: Confining, how: Counting):
+        script = "while :; do timeout 0.3 sh -c 'while :; do :; done'; done"
+        over = self.ended(project, script, ProgramLimits(together_s=1), how)
+        assert over == Over("cpu", 1, 1)
 
     memory = ProgramLimits(memory=100_000_000)
 
@@ -571,7 +659,7 @@ class TestGuard:
             assert found.memory > 0
 
 
-async def watched(guard: Guard, pid: int) -> Over | None:
+async def watched(guard: Guard, pid: int) -> Over | Replaced | None:
     async with asyncio.timeout(PATIENCE_S):
         return await guard.watch(pid)
 
@@ -625,7 +713,7 @@ class TestOrdinaryWork:
         try:
             done = project.sh("cat /proc/self/oom_score_adj")
             assert done.stderr == ""
-            assert int(done.stdout) >= 500
+            assert int(done.stdout) == 1000  # before all else, however large that is
         finally:
             with suppress(PermissionError):
                 Path("/proc/self/oom_score_adj").write_text("0")

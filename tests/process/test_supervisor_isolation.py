@@ -117,6 +117,37 @@ def test_one_with_something_to_do_is_not_idle(punie_home: Path, tmp_path: Path, 
     asyncio.run(scenario())
 
 
+def test_an_idle_session_of_a_busy_project_is_closed(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            client = await opened(stack, punie_home, idle_s=0.2)
+            (root,) = folders(tmp_path, "a")
+            busy, idle = await client.session(root), await client.session(root)
+            assert await client.said(idle, "say hello") == "hello"
+            await client.ask(busy, "wait")
+            async with asyncio.timeout(DEADLINE):
+                while idle in await client.said(await client.session(root), "sessions"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert await client.said(idle, "history") == "hello"
+
+    asyncio.run(scenario())
+
+
+def test_a_project_with_background_commands_does_not_move(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            client = await opened(stack, punie_home)
+            session = await client.session(tmp_path)
+            await client.answer(session, "programs 2")
+            with pytest.raises(Failed, match="has 2 background commands at isolation level"):
+                await client.call("_punie/isolate", cwd=str(tmp_path), isolation=SHARED)
+            await client.answer(session, "programs 0")
+            await client.call("_punie/isolate", cwd=str(tmp_path), isolation=SHARED)
+            assert (await place(client, session))[1] == SHARED
+
+    asyncio.run(scenario())
+
+
 def test_a_neighbour_stays_when_one_of_a_shared_worker_is_idle(punie_home: Path, tmp_path: Path):
     async def scenario():
         async with AsyncExitStack() as stack:
@@ -273,7 +304,7 @@ def test_what_a_worker_uses_is_in_the_status(punie_home: Path, tmp_path: Path):
     async def scenario():
         async with AsyncExitStack() as stack:
             client = await opened(stack, punie_home)
-            await client.session(tmp_path)
+            await place(client, await client.session(tmp_path))  # the first turn has it looked at
             async with asyncio.timeout(DEADLINE):
                 while (worker := (await status(client))["workers"][0])["usage"] is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)

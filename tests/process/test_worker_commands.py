@@ -2,15 +2,19 @@
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import psutil
 import pytest
 
+from punie_protocol.errors import RemoteError
+from punie_protocol.isolation import WorkerLimits
 from punie_protocol.messages.common import Outcome
 from punie_protocol.messages.to_supervisor import ProgramsRunning
 from punie_protocol.permissions import Mode, PermissionSettings, PromptPermissions, Rule
@@ -22,6 +26,8 @@ from punie_protocol.testing.turns import Turn
 from punie_protocol.testing.waiting import until
 from punie_protocol.tool_types import Permission
 from punie_protocol.verbatim import unfenced
+from punie_workers.sandbox import placeholders
+from punie_workers.sandbox.names import Absent
 from tests.support.pytest_project import project
 
 TRUSTED = PermissionSettings(mode=Mode.TRUSTED)
@@ -101,7 +107,7 @@ def test_a_command_is_shown_and_told(tmp_path: Path, root: Path) -> None:
             assert start["kind"] == "execute"
             assert shown_texts(turn) == [
                 "$ sh -c 'echo hello; exit 2'\nfor at most 120 s",
-                "hello",
+                "hello\n",
             ]
             (effect,) = client.journal.session("s1").effects.values()
             assert effect.effect.summary == "status 2"
@@ -199,11 +205,19 @@ def test_background_commands_are_the_projects(tmp_path: Path, root: Path) -> Non
             turn, text = await call(host, client, "run_command", {"job": job, "stop": True}, "s2")
             assert not msgspec.json.decode(text)["running"]
             assert turn.of("tool_call")[0]["title"] == f"run_command: job {job}"
+            assert await client.commands() == []
+            await call(host, client, "run_command", arguments, "s2")
+            [told] = await client.commands()
+            assert told.command == f"sleep {mark}"
+            assert await client.commands(stop=True) == [msgspec.structs.replace(told, seconds=ANY)]
+            await until(lambda: not running(mark), "end of the command")
+            with pytest.raises(RemoteError, match="is not open here"):
+                await client.commands("p9")
             await call(host, client, "run_command", arguments, "s2")
             await client.close_project()
             await until(lambda: not running(mark), "end of the command")
             counts = [one.count for one in client.received if isinstance(one, ProgramsRunning)]
-            assert counts[:3] == [1, 0, 1]
+            assert counts[:5] == [1, 0, 1, 0, 1]
 
     asyncio.run(main())
 
@@ -335,5 +349,47 @@ def test_a_rule_that_forbids_a_command(tmp_path: Path, root: Path, route: str) -
                     arguments = {"code": f"print(run_command({command!r}).output)"}
                 _, text = await call(host, client, name, arguments)
                 assert ("rule deny command=git push" not in text) == is_run, (command, text)
+
+    asyncio.run(main())
+
+
+class Limited(FakeClient):
+    """A supervisor that gives its worker limits."""
+
+    def __init__(self, socket: Path, limits: WorkerLimits) -> None:
+        super().__init__(socket, permissions=TRUSTED)
+        self._welcome = msgspec.structs.replace(self._welcome, limits_of_process=limits)
+
+
+def test_a_command_over_the_worker_s_limits_ends_alone_and_the_model_is_told(
+    tmp_path: Path, root: Path
+) -> None:
+    socket = tmp_path / "host.sock"
+
+    async def main() -> None:
+        limits = WorkerLimits(memory_mb=256)
+        async with ScriptedHost(socket, []) as host, Limited(socket, limits) as client:
+            await client.open_project(root)
+            await client.new_session()
+            command = "head -c 220000000 /dev/zero > /tmp/x; sleep 100"
+            _, text = await call(host, client, "run_command", {"command": command})
+            assert "192 MB are allowed" in text
+            _, text = await call(host, client, "run_command", {"command": ["echo", "more"]})
+            assert msgspec.json.decode(text)["ok"]
+
+    asyncio.run(main())
+
+
+def test_what_a_killed_worker_left_in_a_project_goes_when_it_is_opened(
+    tmp_path: Path, root: Path
+) -> None:
+    folder = os.open(root, os.O_RDONLY)
+    placeholders.make(folder, ".vscode", Absent.FOLDER)
+    os.close(folder)
+    (root / ".zed").mkdir()
+
+    async def main() -> None:
+        async with agent(tmp_path, root):
+            assert await asyncio.to_thread(os.listdir, root) == [".zed"]
 
     asyncio.run(main())

@@ -37,8 +37,12 @@ class Punie:
 
     def popen(self, *args: str | Path) -> subprocess.Popen[str]:
         """Start the command; stdin is empty."""
+        return self.popen_of([*COMMAND, *map(str, args)])
+
+    def popen_of(self, command: list[str]) -> subprocess.Popen[str]:
+        """Start any command in this user's place; stdin is empty."""
         return subprocess.Popen(
-            [*COMMAND, *map(str, args)],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,5 +1,6 @@
 """Hypothesis strategies for messages, derived from their types."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ def messages_of(union: Any) -> st.SearchStrategy[Any]:
     return st.one_of([_struct(cls) for cls in union.__value__.__args__])
 
 
+@cache  # one strategy a class: hypothesis looks at each object anew
 def _struct(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     return st.builds(
         cls, **{field.name: _type(field.type) for field in msgspec.structs.fields(cls)}

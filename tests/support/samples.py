@@ -69,6 +69,11 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             ),
             error=errors.Internal(message="no"),
         ),
+        to_supervisor.CommandsTold(
+            request_id=7,
+            commands=[client.BackgroundCommand(job="job1-aa", command="serve", seconds=1.5)],
+            error=errors.Internal(message="no"),
+        ),
         to_supervisor.ModelState(
             request_id=-1,
             state=to_supervisor.Load.FAILED,
@@ -141,6 +146,7 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             project_id="p1",
             backend=Backend(url="http://127.0.0.1:1/v1", name="m", key="k"),
         ),
+        to_worker.AskCommands(request_id=2, project_id="p1", stop=True),
         to_worker.SessionHistory(session_id="s1", deltas=[b"[]"]),
         to_worker.CloseSession(session_id="s1", reason="deleted"),
         to_worker.ClientMessage(session_id="s1", body=b"{}"),

@@ -20,6 +20,7 @@ crash         SIGKILL to itself while the project's tools are at work; resumed: 
 hung          says that the project's tools hang, then answers with its pid
 programs N    says that N background commands run
 eat N         takes N MB of memory, then an update, then waits
+sessions      answers with the ids of the sessions that are open
 pid           answers with its pid and the level it was told
 """
 
@@ -85,12 +86,16 @@ class FakeWorker:
                 case to_worker.OpenSession():
                     self.sessions[message.session_id] = list(message.deltas)
                     self.opened[message.session_id] = message
+                case to_worker.CloseSession(session_id=id):
+                    self.opened.pop(id, None)
                 case to_worker.SetMode(session_id=id, mode=mode):
                     self.opened[id] = msgspec.structs.replace(self.opened[id], mode=mode)
                 case to_worker.TrustProject():
                     self.trusted[message.project_id] = message.trusted
                 case to_worker.DescribePrompt():
                     self.describe(message)
+                case to_worker.AskCommands(request_id=id):
+                    self.send(to_supervisor.CommandsTold(request_id=id))
                 case to_worker.SessionHistory():
                     self.sessions[message.session_id] += message.deltas
                 case to_worker.ClientMessage():
@@ -220,6 +225,8 @@ class FakeWorker:
                 eaten = bytearray(os.urandom(1024 * 1024) * int(rest))
                 self.update(session, f"ate {len(eaten)}")
                 await self.cancelled[session].wait()
+            case "sessions":
+                said = " ".join(self.opened)
             case "pid":
                 said = self.place(session)
             case "hang":

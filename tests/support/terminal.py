@@ -76,6 +76,12 @@ class Terminal:
         """Type; ``\\x03`` is Ctrl-C, ``\\x04`` Ctrl-D."""
         os.write(self._leader, text.encode())
 
+    def hang_up(self) -> None:
+        """Close the terminal, as when its window is closed."""
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._leader)  # `__exit__` closes that
+        os.close(null)
+
     def end(self) -> int:
         """Read to the end of the command; return its exit code."""
         deadline = time.monotonic() + PATIENCE

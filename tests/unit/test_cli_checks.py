@@ -175,3 +175,10 @@ def test_projects_whose_commands_need_no_sandbox_are_named() -> None:
 def test_what_is_well_needs_no_hint() -> None:
     makers: list[Callable[[], Check]] = [folder, lambda: checks.watches(524_288, 128)]
     assert all(make().hint == "" for make in makers)
+
+
+def test_places_of_the_sandbox_that_are_not_there_are_named() -> None:
+    assert checks.places([]) == []
+    [check] = checks.places(["/no/such", "~/nor/this"])
+    assert check.level is Level.WARN
+    assert "/no/such, ~/nor/this" in check.text

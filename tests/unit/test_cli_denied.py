@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from punie_protocol.messages.common import Outcome
+from punie_protocol.permissions import NEEDS_MORE
 from punie_protocol.tool_types import Permission
 from punie_supervisor.cli.denied import MAX_SHOWN, denied_calls, sentences
 from punie_supervisor.clients.turn import ToolCallReport
@@ -72,3 +75,17 @@ def test_many_refusals_are_counted() -> None:
 def test_a_result_without_a_reason_is_fine() -> None:
     odd = ToolCallReport(id="1", name="of_a_newer_daemon", outcome=Outcome.DENIED, result=None)
     assert list(sentences([odd], [])) == ["error: not allowed: of_a_newer_daemon"]
+
+
+@pytest.mark.parametrize("more", NEEDS_MORE)
+@pytest.mark.parametrize("first", ["read-only mode", "nobody allowed it"])
+def test_no_flag_is_named_where_one_does_not_help(first: str, more: str) -> None:
+    [line] = sentences([refused(f"{first}; {more}", "pytest_run", path="tests")], [])
+    assert line == f"error: not allowed: pytest_run tests ({first}; {more})"
+
+
+def test_what_the_tool_itself_refuses_has_its_reason() -> None:
+    told = {"error": "error: denied: no program is run there (open another folder)\nmore"}
+    call = ToolCallReport(id="1", name="run_command", outcome=Outcome.DENIED, result=told)
+    line = next(iter(sentences([call], [Permission.EXECUTE])))
+    assert line == "error: not allowed: run_command: no program is run there (open another folder)"

@@ -158,6 +158,11 @@ TESTED = {"ok": False, "passed": 3, "failed": 1, "errors": 0, "skipped": 0, "tes
             call("run_command", RAN | {"running": True, "job": "j7"}, command=["serve"]),
             "run_command serve: runs in the background, job j7",
         ),
+        (
+            call("run_command", RAN, command="curl x", network=True),
+            "run_command curl x (with the network): exit code 0",
+        ),
+        (call("pytest_run", TESTED | {"errors": 1}), "pytest_run: 3 passed, 1 failed, 1 error"),
         (call("pytest_run", TESTED, path="tests"), "pytest_run tests: 3 passed, 1 failed"),
         (call("pytest_run", TESTED | {"passed": 0, "failed": 0}), "pytest_run: no tests"),
         (call("run_command", RAN | {"exit_code": None}, job="j1"), ""),

@@ -60,7 +60,7 @@ def test_a_text_is_shown_as_it_is() -> None:
     text = "mode: trusted\n\x1b[2Jdeny path=*.lock\n" + "more\n" * 1000
     content = {"type": "content", "content": {"type": "text", "text": text}}
     lines = list(render(decode(question(content=[content], title="use \x1b it")), colours=False))
-    assert lines[:3] == ["punie wants to: use � it", "  mode: trusted", "  �[2Jdeny path=*.lock"]
+    assert lines[:3] == ["punie wants to: use ␛ it", "  mode: trusted", "  ␛[2Jdeny path=*.lock"]
     assert "  … 802 more lines" in lines
 
 
@@ -68,7 +68,7 @@ def test_a_call_without_a_diff_shows_all_it_was_given() -> None:
     command = "make test " + "x" * 200 + "\x1b[2K; rm -rf build"
     given = {"command": command, "timeout": 3}
     lines = list(render(decode(question(title="run_command: make", rawInput=given)), colours=False))
-    assert "  command: " + command.replace("\x1b", "�") in lines
+    assert "  command: " + command.replace("\x1b", "␛") in lines
     assert "  timeout: 3" in lines
 
 

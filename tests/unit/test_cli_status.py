@@ -87,7 +87,7 @@ def test_a_shared_worker_promises_no_limits() -> None:
     shared = worker(id="shared-1", isolation=Isolation.INTERPRETER, limits=None, usage=None)
     [_, row] = workers([shared])
     used = workers([worker(isolation=Isolation.INTERPRETER, limits=None)])
-    assert "  memory 31 MB, cpu 0.4 s, 1 processes, 20 files (no limits: it is shared)" in used
+    assert "  memory 31 MB, cpu 0.4 s, 1 process, 20 files (no limits: it is shared)" in used
     assert row.split() == ["shared-1", "1234567", "ready", "interpreter", "fork", "42", "MB", "1"]
 
 
@@ -166,3 +166,16 @@ def test_a_move_to_where_it_is() -> None:
         "/p: interpreter, as it was",
         "  that it ran alone is forgotten: it died",
     ]
+
+
+def test_a_folder_that_is_gone_is_marked() -> None:
+    found = [project("/here"), project("/gone")]
+    [_, here, gone, note] = projects(found, [], is_gone="/gone".__eq__)
+    assert here.endswith("/here")
+    assert gone.endswith("/gone")
+    assert note == "  its folder is gone"
+
+
+def test_one_is_no_plural() -> None:
+    one = WorkerUsage(memory_bytes=1024**2, cpu_s=1.0, processes=1, files=1)
+    assert usage_line(one, None).startswith("memory 1 MB, cpu 1.0 s, 1 process, 1 file (")

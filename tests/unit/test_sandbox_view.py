@@ -17,16 +17,18 @@ from punie_workers.sandbox import (
     available,
     bubblewrap,
     environment,
+    machine,
     outside,
     placeholders,
+    repositories,
     seccomp,
     view,
 )
-from punie_workers.sandbox.bubblewrap import Bubblewrap
+from punie_workers.sandbox.bubblewrap import Bubblewrap, Place
 from punie_workers.sandbox.confinement import Confinement, ProgramLimits
 from punie_workers.sandbox.guard import Census, Guard
 from punie_workers.sandbox.names import IN_REPOSITORY, IN_ROOT, Absent
-from punie_workers.sandbox.protected import Guarded, guard
+from punie_workers.sandbox.protected import Guarded, guard, tidy
 from punie_workers.sandbox.repositories import inner, named_in_config
 from punie_workers.sandbox.view import Facts, Hidden, Kind, Mount, Shown
 
@@ -164,7 +166,7 @@ class TestWords:
         wanted = Confinement(root=ROOT)
         held = (Guarded(".git", 8, True), Guarded(".git/hooks", 9, False))
         found = bubblewrap.words(
-            wanted, [Mount(Kind.WRITE, ROOT, ROOT)], EVERY_OPTION, root=7, guarded=held
+            wanted, [Mount(Kind.WRITE, ROOT, ROOT)], EVERY_OPTION, {ROOT: Place(7, held)}
         )
         assert found[-9:] == [
             *("--bind-fd", "7", ROOT),
@@ -338,12 +340,17 @@ class TestPrograms:
         assert found == ([str(folder)], [])
 
 
+def needed(root: Path, home: Path | str) -> list[str]:
+    """What a project needs, by the names that it has for it."""
+    return [one.path for one in outside.of_project(str(root), str(home))]
+
+
 class TestPython:
     def of(self, tmp_path: Path, home: str) -> list[str]:
         root = tmp_path / "app"
         (root / ".venv" / "bin").mkdir(parents=True)
         (root / ".venv" / "pyvenv.cfg").write_text(f"home = {home}\nversion = 3.14\n")
-        return outside.of_project(str(root), str(self.home or tmp_path / "me"))
+        return needed(root, self.home or tmp_path / "me")
 
     home: Path | None = None
 
@@ -359,7 +366,7 @@ class TestPython:
         link = tmp_path / "app" / "venv" / "bin" / "python"
         link.symlink_to(tmp_path / "pythons" / "3.14" / "bin" / "python3")
         found = outside.of_project(str(tmp_path / "app"), str(tmp_path / "me"))
-        assert set(found) >= {str(tmp_path / "pythons" / "3.14"), str(prefix)}
+        assert (str(tmp_path / "pythons" / "3.14"), str(prefix)) in found
 
     def test_a_hostile_one_shows_nothing(self, tmp_path: Path):
         secrets = tmp_path / "me" / ".ssh"
@@ -369,6 +376,24 @@ class TestPython:
         self.home = tmp_path / "me"
         for number, home in enumerate((f"{secrets}/bin", f"{plain}/bin", f"{tmp_path}/me", "/")):
             assert self.of(tmp_path / str(number), home) == []
+
+    def test_a_link_that_is_swapped_after_the_look_leads_nowhere_else(self, tmp_path: Path):
+        prefix = python(tmp_path / "pythons" / "3.14")
+        (tmp_path / "app").mkdir()
+        (tmp_path / "app" / "link").symlink_to(prefix)
+        assert self.of(tmp_path, f"{tmp_path}/app/link/bin")
+        found = outside.of_project(str(tmp_path / "app"), str(tmp_path / "me"))
+        assert [one.real for one in found] == [str(prefix)]
+        (tmp_path / "app" / "link").unlink()
+        (tmp_path / "app" / "link").symlink_to(tmp_path / "me" / ".ssh")
+        for one in found:
+            assert [shown.source for shown in machine.as_named(*one)] == [one.real]
+
+    def test_what_lies_where_programs_write_is_not_looked_for(self, tmp_path: Path):
+        prefix = python(tmp_path / "shared" / "3.14")
+        assert self.of(tmp_path, f"{prefix}/bin") == [str(prefix)]
+        root, home, shared = (str(tmp_path / name) for name in ("app", "me", "shared"))
+        assert outside.of_project(root, home, [shared]) == []
 
     @pytest.mark.parametrize(
         ("place", "shown"),
@@ -401,26 +426,26 @@ class TestRepositories:
         linked.mkdir(parents=True)
         (tmp_path / "app").mkdir()
         (tmp_path / "app" / ".git").write_text(f"gitdir: {linked}\n")
-        assert outside.of_project(str(tmp_path / "app"), "/h") == []
+        assert needed(tmp_path / "app", "/h") == []
         (linked / "gitdir").write_text(f"{tmp_path}/app/.git\n")
         (linked / "commondir").write_text("../..\n")
-        assert outside.of_project(str(tmp_path / "app"), "/h") == [str(common)]
+        assert needed(tmp_path / "app", "/h") == [str(common)]
 
     def test_one_that_does_not_know_the_project_is_not_shown(self, tmp_path: Path):
         other = self.repository(tmp_path / "secret" / ".git")
         (tmp_path / "app").mkdir()
         (tmp_path / "app" / ".git").write_text(f"gitdir: {other}\n")
-        assert outside.of_project(str(tmp_path / "app"), "/h") == []
+        assert needed(tmp_path / "app", "/h") == []
         (other / "config").write_text(f"[core]\n\tworktree = {tmp_path}/app\n")
-        assert outside.of_project(str(tmp_path / "app"), "/h") == [str(other)]
+        assert needed(tmp_path / "app", "/h") == [str(other)]
 
     def test_of_the_folder_above_but_not_of_the_home(self, tmp_path: Path):
         above = self.repository(tmp_path / "mono" / ".git")
         (tmp_path / "mono" / "app").mkdir()
-        root = str(tmp_path / "mono" / "app")
-        assert outside.of_project(root, "/h") == [str(above)]
-        assert outside.of_project(root, str(tmp_path / "mono" / ".git" / "x")) == []
-        assert outside.of_project(root, str(tmp_path / "mono")) == []
+        root = tmp_path / "mono" / "app"
+        assert needed(root, "/h") == [str(above)]
+        assert needed(root, tmp_path / "mono" / ".git" / "x") == []
+        assert needed(root, tmp_path / "mono") == []
 
 
 @pytest.fixture
@@ -483,6 +508,28 @@ class TestProtected:
         assert (tmp_path / ".punie").is_dir()
         guarded(root)
         assert not (tmp_path / ".punie").exists()
+
+    def test_what_a_crash_left_is_removed_when_the_project_is_opened(
+        self, root: int, tmp_path: Path
+    ):
+        git(tmp_path / ".git")
+        (tmp_path / ".zed").mkdir()
+        made = [name.partition("/")[0] for name in guarded(root)]
+        for rule in IN_ROOT:
+            if rule.absent is Absent.FOLDER:
+                placeholders.make(root, rule.name, rule.absent)
+        placeholders.make(root, ".git/commondir", Absent.HERE)
+        assert (tmp_path / ".punie").is_dir()
+        tidy(str(tmp_path))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".zed"]
+        assert not (tmp_path / ".git" / "commondir").exists()
+        assert ".punie" in made
+
+    def test_opening_a_project_leaves_what_is_in_use(self, root: int, tmp_path: Path):
+        with guard(root):
+            tidy(str(tmp_path))
+            assert (tmp_path / ".punie").is_dir()
+        tidy(str(tmp_path / "nowhere"))
 
     def test_an_empty_folder_of_the_user_s_stays(self, root: int, tmp_path: Path):
         (tmp_path / ".vscode").mkdir()
@@ -550,10 +597,18 @@ class TestProtected:
         (tmp_path / ".git" / "config").write_text("[core]\n\thooksPath = /etc/hooks\n")
         assert named_in_config(root, ".git") == []
 
-    def test_a_commondir_that_a_program_made_is_taken_away(self, root: int, tmp_path: Path):
+    def test_more_submodules_than_can_be_held_are_refused(self, root: int, tmp_path: Path):
         git(tmp_path / ".git")
-        with guard(root):
-            (tmp_path / ".git" / "commondir").write_text("../evil")
+        for number in range(repositories.MAX_FOLDERS + 1):
+            (tmp_path / ".git" / "modules" / str(number)).mkdir(parents=True)
+        with pytest.raises(PunieError, match="more than 2000 folders"):
+            guarded(root)
+
+    def test_a_commondir_names_its_own_folder_meanwhile(self, root: int, tmp_path: Path):
+        git(tmp_path / ".git")
+        assert guarded(root)[".git/commondir"] is False
+        with guard(root), guard(root):
+            assert (tmp_path / ".git" / "commondir").read_text() == ".\n"
         assert not (tmp_path / ".git" / "commondir").exists()
 
     def test_the_search_for_repositories_is_bounded(self, root: int, tmp_path: Path):
@@ -561,6 +616,7 @@ class TestProtected:
         (tmp_path / "a" / "b" / "c" / "d" / ".git").mkdir(parents=True)
         (tmp_path / "node_modules" / ".git").mkdir(parents=True)
         assert list(inner(root)) == ["1/2/3/.git"]
+        assert list(inner(root, 2)) == []
 
     def test_the_names_are_relative_and_lead_down(self):
         for rule in (*IN_ROOT, *IN_REPOSITORY):
@@ -602,9 +658,9 @@ class TestFind:
     def fresh(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         """A machine where nothing was found yet, and nothing came with Punie."""
         monkeypatch.setattr(available, "POINTER", str(tmp_path / "none"))
-        available.find.cache_clear()
+        available.forget()
         yield
-        available.find.cache_clear()
+        available.forget()
 
     def missing(self, monkeypatch: pytest.MonkeyPatch, *installed: str) -> available.Missing:
         monkeypatch.setattr(available, "INSTALLED", installed)
@@ -639,6 +695,21 @@ class TestFind:
         found = available.find()
         assert isinstance(found, Bubblewrap)
         assert (found.path, found.version) == (good, "0.8.0")
+
+    def test_one_that_is_installed_later_is_found(self, monkeypatch, tmp_path: Path):
+        monkeypatch.setattr(available, "AGAIN_S", 0.0)
+        monkeypatch.setattr(available, "_RARELY", 0)
+        path = tmp_path / "bwrap"
+        self.missing(monkeypatch, str(path))
+        fake(path, "exec true")
+        assert isinstance(available.find(), Bubblewrap)
+
+    def test_one_that_is_missing_is_not_looked_for_at_each_command(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(available, "AGAIN_S", 1000.0)
+        path = tmp_path / "bwrap"
+        first = self.missing(monkeypatch, str(path))
+        fake(path, "exec true")
+        assert available.find() is first
 
     def test_the_environment_names_none(self, monkeypatch, tmp_path: Path):
         monkeypatch.setenv("PUNIE_BWRAP", fake(tmp_path / "evil", "exec true"))

@@ -90,7 +90,7 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
         ("[limits]\nmemory = 1", "limits: there is no key 'memory'"),
         ("[sandbox]\nread = '/opt'", r"\[sandbox\] read: it must be a list, this is a text"),
         ("[sandbox]\nwrite = ['/x', 'x']", r"\[sandbox\] write\[1\]: 'x' is not an absolute path"),
-        ("[sandbox]\nread = ['~']", r"\[sandbox\] read\[0\]: '~' is not an absolute path"),
+        ("[sandbox]\nread = ['~']", r"\[sandbox\] read\[0\]: '~' is your home"),
         ("[sandbox]\nenvironment = ['A=1']", r"\[sandbox\] environment\[0\]: 'A=1' is no var"),
         ("[sandbox]\nread = ['']", r"\[sandbox\] read\[0\]: it must be a text .* length >= 1"),
         ("model = 3", "model: it must be a text in quotes, this is a whole number"),
@@ -183,3 +183,30 @@ def test_every_key_is_documented():
     for kind in (Config, Server, PermissionSettings, Rule, WorkerLimits, SandboxSettings):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in text, (kind.__name__, field.name)
+
+
+@pytest.mark.parametrize("key", ["read", "write"])
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("~", "your home"),
+        ("~/", "your home"),
+        ("~/x/..", "your home"),
+        ("{home}", "your home"),
+        ("{home}/..", "a folder that your home is in"),
+        ("/", "a folder that your home is in"),
+        ("{link}", "your home"),
+    ],
+)
+def test_the_home_is_refused_when_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, place: str, what: str
+) -> None:
+    home, link = tmp_path / "home", tmp_path / "link"
+    home.mkdir()
+    link.symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    named = place.format(home=home, link=link)
+    with pytest.raises(PunieError) as failed:
+        load(tmp_path, f"[sandbox]\n{key} = ['/opt', '{named}']")
+    assert f"[sandbox] {key}[1]: '{named}' is {what}, which is never shown" in str(failed.value)
+    assert "~/.cache/uv" in failed.value.error.hint

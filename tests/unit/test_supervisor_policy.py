@@ -41,6 +41,7 @@ def test_backoff_doubles_and_the_intensity_is_final():
     decisions = [policy.ended(float(t), failed=True) for t in range(6)]
     assert decisions[:5] == [StartAgain(s) for s in (0.0, 0.25, 0.5, 1.0, 2.0)]
     assert isinstance(decisions[5], GiveUp)
+    assert "tries again once that time has passed, or after: punie restart" in decisions[5].reason
     assert not policy.may_start(179.9)
     assert policy.may_start(180.0)
 

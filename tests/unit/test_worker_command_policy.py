@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from punie_protocol.permissions import (
@@ -95,6 +95,7 @@ def test_what_a_rule_allows_it_forbids_as_well(text: str) -> None:
 
 @given(TEXTS, st.sampled_from([";", "&&", "|", "\n", "&", "||"]))
 def test_more_text_hides_nothing(text: str, separator: str) -> None:
+    assume(not f"{text}{separator}".endswith("\\\n"))  # to a shell that is no separator
     assert occurs("git push", sh(f"{text}{separator}git push{separator}{text}"))
 
 
@@ -263,3 +264,12 @@ def test_looking_after_a_job_needs_no_question() -> None:
         assert verdict(job, Rights(user=PermissionSettings(mode=mode))) is ALLOW
     forbidden = Rights(user=PermissionSettings(deny=[Rule(tool="run_command")]))
     assert verdict(job, forbidden) is DENY
+
+
+def test_a_long_command_is_read_in_one_pass() -> None:
+    """Else a model could hold up all sessions with one that a rule almost meets."""
+    text = "git -x push -y " * 2000
+    meant = "git -x push --force origin main"
+    for command, forbidden in ((text, False), (text + meant, True)):
+        for words in ((*SHELL, command), tuple(command.split())):
+            assert occurs("git push origin main", words) is forbidden

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.permissions import (
     MAX_ALTERNATIVES,
+    STARTS_PROGRAMS,
+    UNCONFINED,
+    UNREADABLE,
     Mode,
     PermissionSettings,
     PromptPermissions,
@@ -446,3 +449,28 @@ def test_a_rule_that_names_what_starts_programs_allows_it() -> None:
     named = PermissionSettings(allow=[Rule(path=".vscode/settings.json")])
     assert verdict(Subject((".vscode/settings.json",)), user=named) is ALLOW
     assert verdict(STARTER, user=named) is ASK
+
+
+OBSCURE = Subject(command=("sh", "-c", "$x"))
+UNCONFINED_CALL = Subject(command=("make",), confined=False)
+
+
+@pytest.mark.parametrize(
+    ("permission", "subject", "why"),
+    [
+        (Permission.EXECUTE, OBSCURE, UNREADABLE),
+        (Permission.EXECUTE, UNCONFINED_CALL, UNCONFINED),
+        (Permission.EDIT, STARTER, STARTS_PROGRAMS),
+        (Permission.EDIT, Subject(("a.py",)), ""),
+        (Permission.EXECUTE, Subject(command=("make",)), ""),
+    ],
+)
+def test_why_it_is_asked_although_its_class_is_allowed(
+    permission: Permission, subject: Subject, why: str
+) -> None:
+    user = PermissionSettings(deny=[Rule(command="git push")])
+    asked = decide(permission, "it", subject, Rights(user=user))
+    assert asked == Decision(ASK, why or "mode ask")
+    reads = Rights(user=user, prompt=PromptPermissions(mode=Mode.READ_ONLY))
+    refused = decide(permission, "it", subject, reads)
+    assert refused == Decision(DENY, f"read-only mode; {why}" if why else "read-only mode")

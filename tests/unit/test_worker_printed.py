@@ -91,3 +91,12 @@ def test_a_fence_is_closed_by_nothing_in_it(text: str) -> None:
 def test_a_text_without_a_fence_stays() -> None:
     assert unfenced("```\nopen") == "```\nopen"
     assert unfenced("said ```\nx\n```") == "said ```\nx\n```"
+
+
+def test_a_whole_last_line_is_shown_as_whole() -> None:
+    printed = Printed()
+    printed.add(b"hi\ngo\n")
+    assert printed.recent() == "hi\ngo\n"
+    assert printed.text() == "hi\ngo"
+    printed.add(b"on")
+    assert printed.recent() == "hi\ngo\non"

@@ -80,6 +80,29 @@ def test_a_folder_that_is_deleted_meanwhile_is_no_fault_of_the_pattern(
         os.close(descriptor)
 
 
+def test_a_sandbox_that_is_installed_later_is_used(tmp_path: Path) -> None:
+    """One that was missing is looked for again, not before each use once it is there."""
+    machine: list[Sandbox | Missing] = [Missing("not yet", ""), available.find()]
+    looks: list[Sandbox | Missing] = []
+
+    def find() -> Sandbox | Missing:
+        looks.append(machine[len(looks)])
+        return looks[-1]
+
+    async def search(halves: Halves) -> None:
+        reader = Reader(halves, find=find)
+        place = Folder(descriptor, ".")
+        for _ in range(3):
+            await rg.files(reader, place)
+
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        ask(tmp_path, search)
+    finally:
+        os.close(descriptor)
+    assert looks == machine
+
+
 def test_the_real_one(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "a needle\n"})
     result = ask(tmp_path, lambda halves: FileTools(halves).run(FIND))

@@ -23,8 +23,10 @@ from punie_protocol.tools_files import ListFilesResult, Match, ReadFileResult, S
 from punie_workers.chat import size, split_turns, to_chat, turn_starts
 from punie_workers.coalescer import DELAY, FIRST_DELAY, SIZE, Block, BlockKind, Chunk, Coalescer
 from punie_workers.code_errors import error_text
+from punie_workers.command_tools import describe
 from punie_workers.conversation import INTERRUPTED, dangling_answers
 from punie_workers.display import LIMIT, shown
+from punie_workers.launching import Launch
 from punie_workers.updates import title
 
 ONE = Block(BlockKind.MESSAGE, "m1")
@@ -193,6 +195,20 @@ def test_error_lines(error: ToolFailed | InvalidRequest, line: str) -> None:
 
 def test_titles_are_one_short_line() -> None:
     assert title("search", {"pattern": "x", "limit": 3}) == "search: x"
-    assert title("execute_code", {"code": "\n a = 1\nb"}) == "execute_code: a = 1"
+    assert title("execute_code", {"code": "\n a = 1\nb"}) == "execute_code: a = 1…"
+    assert title("run_command", {"command": f"ls {'x' * 80}; rm a"}).endswith("x…")
     assert title("list_files", {}) == "list_files"
     assert len(title("search", {"pattern": "y" * 500})) < 100
+
+
+def test_no_line_of_a_command_passes_for_what_is_said_of_it() -> None:
+    launch = Launch(
+        command=("/bin/sh", "-c", "ls\nfor at most 5 s\nrm -r x"),
+        folder=".",
+        timeout=120,
+        sandbox=None,
+        name="it",
+        advice="",
+    )
+    said = describe(launch, 120).splitlines()
+    assert said[:4] == ["$ ls", "> for at most 5 s", "> rm -r x", "for at most 120 s"]

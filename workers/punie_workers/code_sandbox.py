@@ -89,7 +89,7 @@ def _script(words: Sequence[str]) -> Generator[str]:
         yield path
 
 
-_EXPENDABLE: Final = "echo 500 >/proc/self/oom_score_adj\n" if sys.platform == "linux" else ""
+_EXPENDABLE: Final = "echo 1000 >/proc/self/oom_score_adj\n" if sys.platform == "linux" else ""
 """When memory runs short, it is this that the kernel ends, not Punie."""
 
 

@@ -33,7 +33,10 @@ _IFS: Final = re.compile(r"\$(?:IFS\b|\{IFS[^}]*\})")
 _SEPARATORS: Final = re.compile(r"[;&|()<>`\n\r]|\$(?=[({])")
 _TEXT: Final = re.compile(r"[;&|()<>`{},\s]")
 _WORKED_OUT: Final = re.compile(r"[$`*?\[{\\~]|\b(?:eval|source|alias)\b|(?:^|[;&|\s])\.\s")
-_SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish", "busybox", "csh", "tcsh"})
+_SHELLS: Final = frozenset(
+    {"sh", "bash", "dash", "zsh", "ksh", "fish", "busybox", "csh", "tcsh"}
+    | {"ash", "rbash", "mksh", "yash", "pwsh", "nu"}
+)
 _QUOTES: Final = str.maketrans("{},", "   ", "\"'\\")
 """Without quotes, and as if braces had been expanded."""
 
@@ -76,25 +79,23 @@ def _words(rule: str) -> Words:
 
 
 def _stands_in(words: Words, segment: Sequence[str]) -> bool:
-    """Whether `words` stand in `segment`, the first by the name of a program."""
-    for at, word in enumerate(segment):
-        if words[0] in (word, posixpath.basename(word)) and _follow(words[1:], segment[at + 1 :]):
-            return True
-    return False
-
-
-def _follow(words: Words, segment: Sequence[str]) -> bool:
-    """Whether `segment` begins with `words`, but for options and a value of each."""
-    if not words:
-        return True
-    if segment[: len(words)] == words:
-        return True
-    for at, word in enumerate(segment):
-        if word == words[0] and _follow(words[1:], segment[at + 1 :]):
+    """Whether `words` stand in `segment`, the first by the name of a program, options and a value
+    of each between them. One pass, whatever a model wrote: it holds up the loop."""
+    fresh: set[int] = set()  # how many of the words stood up to the word before
+    waiting: set[int] = set()  # the same, with options since
+    after_option = False
+    for word in segment:
+        found = {count + 1 for count in fresh | waiting if words[count] == word}
+        if words[0] in (word, posixpath.basename(word)):
+            found.add(1)
+        if len(words) in found:
             return True
         is_option = word.startswith("-")
-        if not is_option and not (at and segment[at - 1].startswith("-")):
-            return False
+        if is_option:
+            waiting |= fresh
+        elif not after_option:
+            waiting = set()
+        fresh, after_option = found, is_option
     return False
 
 

@@ -5,9 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from punie_protocol.client import BackgroundCommand
 from punie_protocol.errors import InvalidRequest, PunieError, TimedOut, ToolFailed, WireError
 from punie_protocol.tool_types import Result
-from punie_protocol.tools_commands import MAX_COMMAND, RunCommand, RunCommandResult
+from punie_protocol.tools_commands import ALL_JOBS, MAX_COMMAND, RunCommand, RunCommandResult
 from punie_workers import programs
 from punie_workers.actions import Action, Subject
 from punie_workers.command_rules import SHELL, shell_text, shown
@@ -61,6 +62,7 @@ class CommandTools:
             timeout=LIFETIME if wanted.background else wanted.timeout,
             sandbox=sandbox,
             network=wanted.network,
+            lasting=wanted.background,
             name="the command" if shell_text(command) else f"'{visible(command[0][:100])}'",
             advice="give it more time (timeout), or run it in the background",
         )
@@ -74,6 +76,13 @@ class CommandTools:
             return deed(subject, describe(launch, None), lambda: self._begin(launch))
         text = describe(launch, wanted.timeout)
         return deed(subject, text, lambda: self._finish(launch, show))
+
+    async def running(self, *, stop: bool) -> list[BackgroundCommand]:
+        """Return what runs in the background, ended first when `stop`. Raises `PunieError`."""
+        found = self._jobs.running()
+        if stop:
+            await self._jobs.stop(ALL_JOBS)
+        return found
 
     def close(self) -> None:
         """End what runs in the background; does not wait."""
@@ -156,8 +165,9 @@ def status(ended: Ended) -> int:
 
 def describe(launch: Launch, timeout: float | None) -> str:
     """Return all that a person must know of a program before it runs; without a `timeout` it runs
-    in the background."""
-    lines = [f"$ {visible(shown(launch.command))}"]
+    in the background. Each line of a command is marked: none passes for what is said of it."""
+    command = visible(shown(launch.command)).replace("\n", "\n> ")
+    lines = [f"$ {command}"]
     if launch.folder != ".":
         lines.append(f"in the folder {visible(launch.folder)}")
     if timeout is None:
@@ -241,7 +251,7 @@ def check_end(launch: Launch, ended: Ended, printed: Printed) -> None:
     if not ended.complete:
         message = f"{launch.name} printed more than {MAX_OUTPUT // 1024**2} MB and was ended"
         hint = "have it print less, or into a file"
-        raise _failed(KINDS.output, message, hint, printed.recent())
+        raise _failed(KINDS.output, message, hint, printed.recent().rstrip("\n"))
     if ended.code in _NOT_FOUND and f"exec: {launch.command[0]}: " in printed.text():
         where = "in the sandbox" if launch.sandbox else "on this machine"
         message = f"there is no program '{launch.command[0]}' {where} that can be run"

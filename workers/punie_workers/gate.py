@@ -11,6 +11,7 @@ from typing import Final
 
 from punie_protocol.errors import Denied, PunieError, WireError
 from punie_protocol.permissions import (
+    NEEDS_MORE,
     Answer,
     Grant,
     Mode,
@@ -155,11 +156,12 @@ class Gate:
             finally:
                 self._open = None
             if not reply.withdrawn:
-                return await self._take(call, reply)
+                return await self._take(call, reply, decision)
         return decision
 
-    async def _take(self, call: Admission, reply: Reply) -> Decision:
-        """Return what an answer decides; one for the session is durable before."""
+    async def _take(self, call: Admission, reply: Reply, asked: Decision) -> Decision:
+        """Return what an answer decides; one for the session is durable before. Without one it is
+        said why it was `asked` about, where more than leave for its class would have helped."""
         match reply.option:
             case Answer.ALLOW_ONCE:
                 return Decision(Verdict.ALLOW, "the user allowed it")
@@ -172,7 +174,8 @@ class Gate:
                 await self._grant(call, allow=False)
                 return Decision(Verdict.DENY, "the user rejected it for the rest of the session")
             case _:
-                return Decision(Verdict.DENY, reply.reason)
+                more = f"; {asked.reason}" if asked.reason in NEEDS_MORE else ""
+                return Decision(Verdict.DENY, f"{reply.reason}{more}")
 
     async def _grant(self, call: Admission, *, allow: bool) -> None:
         key = grant_key(call.tool.permission, call.tool.name, call.action.subject)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from punie_protocol.isolation import SandboxSettings
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages.to_supervisor import HalfQuarantined, ProgramsRunning
 from punie_workers.crumbs import Crumb, Crumbs
 from punie_workers.half import Half
@@ -17,7 +17,8 @@ type MakeHalf = Callable[[str, Crumb], Half]
 
 class Grounds(msgspec.Struct, frozen=True):
     """The journal, the interpreters lost so far, the breadcrumb file, what programs may see, where
-    project halves run, and the way to tell the supervisor; `tell` does not wait."""
+    project halves run, the way to tell the supervisor, and the process's own limits, if it has any;
+    `tell` does not wait."""
 
     ledger: Ledger
     abandoned: Abandoned
@@ -26,3 +27,4 @@ class Grounds(msgspec.Struct, frozen=True):
     hidden: tuple[str, ...]
     make_half: MakeHalf
     tell: Callable[[HalfQuarantined | ProgramsRunning], None]
+    limits: WorkerLimits | None = None

@@ -103,7 +103,12 @@ class Half(ABC):
 
     async def start(self) -> None:
         """Bring it up and open the root in it, within `START_TIMEOUT`. Raises `PunieError`."""
-        self._begin()
+        try:
+            self._begin()
+        except (OSError, RuntimeError) as error:  # no descriptor left, or no thread
+            message = f"the tools of {self.root} cannot be started: {error}"
+            hint = "wait until other projects are idle, or raise limits.files in the config file"
+            raise PunieError(Internal(message=message, hint=hint)) from None
         self._move(HalfState.RUNNING)
         request = interp_codec.encode_request("open", {"root": self.root})
         await self.call(request, dict, START_TIMEOUT)
@@ -166,7 +171,8 @@ class Half(ABC):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Bring it up, without waiting; what fails is the answer to the calls."""
+        """Bring it up, without waiting; what fails later is the answer to the calls. Raises
+        `OSError` and `RuntimeError`, and then nothing is left."""
 
     @abstractmethod
     def _send(self, request: bytes) -> None:

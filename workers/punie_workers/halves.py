@@ -68,6 +68,7 @@ class Halves:
         self._on_quarantined = on_quarantined
         self._before = Tally()
         self._replaced = 0
+        self._counted: Half | None = None
         self._half = self._new(root)
         self._replacing = asyncio.Lock()
 
@@ -146,13 +147,16 @@ class Halves:
 
     async def _replace(self) -> None:
         old = self._half
-        if old.hangs:
+        if old.hangs and old is not self._counted:  # its successor may have failed before
+            self._counted = old
             self._abandoned.add(old.root)
         new = self._new(old.root)
         try:
             await new.start()
         except BaseException:
             new.stop()
+            if new.hangs:
+                self._abandoned.add(new.root)
             raise
         if old.state is HalfState.STOPPED:  # the project was closed meanwhile
             new.stop()

@@ -13,6 +13,7 @@ from enum import StrEnum
 from secrets import token_hex
 from typing import Final
 
+from punie_protocol.client import BackgroundCommand
 from punie_protocol.errors import (
     Cancelled,
     Internal,
@@ -36,6 +37,8 @@ EARLY: Final = 0.5
 STOP_TIMEOUT: Final = 5.0
 
 _SHOWN: Final = 200
+_TOLD: Final = 4096
+"""Characters of a command that the model and the user are told."""
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +145,14 @@ class Jobs:
                 message = f"{len(left)} commands did not end within {STOP_TIMEOUT:g} s"
                 raise PunieError(TimedOut(message=message, limit_s=STOP_TIMEOUT))
         return self.look(id)
+
+    def running(self) -> list[BackgroundCommand]:
+        """Return those that run, the oldest first."""
+        return [
+            BackgroundCommand(job=id, command=job.command[:_TOLD], seconds=round(job.seconds, 3))
+            for id, job in self._jobs.items()
+            if job.state is JobState.RUNNING
+        ]
 
     def close(self) -> None:
         """End all, and start no more; does not wait."""

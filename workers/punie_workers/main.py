@@ -24,6 +24,7 @@ from punie_protocol.messages import to_worker
 from punie_protocol.messages.common import Role
 from punie_protocol.messages.to_supervisor import Ready
 from punie_workers import children, lifetime
+from punie_workers.project_half import Early
 
 _FAILED = 1
 
@@ -68,6 +69,7 @@ async def _serve(control: int, *, spare: bool) -> NoReturn:
     loop.add_signal_handler(signal.SIGTERM, lifetime.leave, 0)
     if sys.platform == "linux":
         loop.add_signal_handler(signal.SIGCHLD, children.reap_orphans)
+    early = None if spare else Early()
     if spare:
         _import_all()
     patience = None if spare else HANDSHAKE_TIMEOUT
@@ -78,7 +80,7 @@ async def _serve(control: int, *, spare: bool) -> NoReturn:
     watch = asyncio.create_task(_leave_at_end(link), name="supervisor-watch")
     from punie_workers.worker import Worker
 
-    worker = Worker(link, welcome)
+    worker = Worker(link, welcome, (early or Early()).make)
     await link.send(Ready())
     await worker.serve()
     watch.cancel()

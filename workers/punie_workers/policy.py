@@ -44,6 +44,9 @@ from typing import Final, assert_never
 import msgspec
 
 from punie_protocol.permissions import (
+    STARTS_PROGRAMS,
+    UNCONFINED,
+    UNREADABLE,
     Mode,
     PermissionSettings,
     PromptPermissions,
@@ -178,8 +181,18 @@ def _alone(subject: Subject) -> Subject:
 
 
 def _decide(call: _Call, rights: Rights) -> Decision:
-    asked = Decision(Verdict.ASK, f"mode {rights.mode}")
+    asked = Decision(Verdict.ASK, _needs_more(call, rights) or f"mode {rights.mode}")
     return _denied(call, rights) or _allowed(call, rights) or asked
+
+
+def _needs_more(call: _Call, rights: Rights) -> str:
+    """Return why it is not enough that the call's class is allowed; empty when it is."""
+    if not call.subject.confined:
+        return UNCONFINED
+    if _is_obscure(call, rights):
+        return UNREADABLE
+    special = call.permission is Permission.EDIT and starts_programs(call.subject)
+    return STARTS_PROGRAMS if special else ""
 
 
 def _denied(call: _Call, rights: Rights) -> Decision | None:
@@ -190,7 +203,8 @@ def _denied(call: _Call, rights: Rights) -> Decision | None:
         return Decision(Verdict.DENY, "the user rejected it for the rest of the session")
     harmless = call.subject.settled or (call.subject.harmless and call.subject.confined)
     if rights.mode is Mode.READ_ONLY and not harmless:
-        return Decision(Verdict.DENY, "read-only mode")
+        more = _needs_more(call, rights)
+        return Decision(Verdict.DENY, f"read-only mode; {more}" if more else "read-only mode")
     return None
 
 

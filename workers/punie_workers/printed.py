@@ -46,12 +46,17 @@ class Printed:
         return f"{_decoded(head)}\n… {missing} bytes are left out here …\n{_decoded(tail)}"
 
     def recent(self) -> str:
-        """Return the last lines as plain text, about `RECENT` bytes."""
+        """Return the last lines as plain text, about `RECENT` bytes; who is shown them can tell
+        by its end whether the last one is whole."""
         data = (self._head + self._tail)[-RECENT:]
         if self.size > RECENT:
             data = data.partition(b"\n")[2] or data
-        return _decoded(data)
+        return _plain(data)
 
 
 def _decoded(data: bytes | bytearray) -> str:
-    return plain(data.decode("utf-8", "replace")).rstrip("\n")
+    return _plain(data).rstrip("\n")
+
+
+def _plain(data: bytes | bytearray) -> str:
+    return plain(data.decode("utf-8", "replace"))

@@ -1,7 +1,6 @@
 """One open project: its root, its interpreter, its tools."""
 
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Final, Self
@@ -15,6 +14,7 @@ from punie_workers.halves import Halves
 from punie_workers.launching import Premises
 from punie_workers.project_settings import ProjectSettings
 from punie_workers.project_tools import ProjectTools
+from punie_workers.sandbox import protected
 
 LOOK_TIMEOUT: Final = 10.0
 """Seconds that the disk may take to tell whether the root is a folder."""
@@ -69,6 +69,7 @@ class Project:
             hidden=grounds.hidden,
             unconfined=lambda: self.unconfined,
             on_change=changed,
+            limits=grounds.limits,
         )
 
     @property
@@ -88,11 +89,19 @@ class Project:
         self._halves.stop()
 
 
+def _tidied(root: str) -> bool:
+    """Return whether the root is a folder; without placeholders that a killed worker left then."""
+    if not Path(root).is_dir():
+        return False
+    protected.tidy(root)
+    return True
+
+
 async def _check_root(root: str) -> None:
     """Raise `PunieError` when the root is no folder, or the disk does not say in time."""
     try:
         async with asyncio.timeout(LOOK_TIMEOUT):
-            is_folder = await asyncio.to_thread(os.path.isdir, root)
+            is_folder = await asyncio.to_thread(_tidied, root)
     except TimeoutError:
         message = f"the disk of the project folder {root} did not answer within {LOOK_TIMEOUT:g} s"
         raise PunieError(TimedOut(message=message, limit_s=LOOK_TIMEOUT)) from None

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from concurrent import interpreters
+from contextlib import suppress
 from pathlib import Path
 
 from punie_workers import lifetime
@@ -42,11 +43,27 @@ class ProjectHalf(Half):
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
+    @property
+    def is_unclaimed(self) -> bool:
+        """Whether it has begun and nobody has started it."""
+        return self._thread.is_alive() and self.state is HalfState.NEW
+
+    def claim(self, root: str, crumb: Crumb) -> None:
+        """Make one that began early the half of `root`."""
+        self.root, self._crumb = root, crumb
+
     def _begin(self) -> None:
+        if self._thread.ident is not None:
+            return
         ours, theirs = socket.socketpair()
         self._theirs = theirs.detach()
         self._stream = Stream(self._loop, ours, self._replied)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._stream.close()
+            os.close(self._theirs)
+            raise
 
     def _send(self, request: bytes) -> None:
         self._crumb.enter()
@@ -100,6 +117,25 @@ class ProjectHalf(Half):
             with self._crumb.inside():
                 interpreter.close()
             lifetime.trim()
+
+
+class Early:
+    """A project half that begins before anybody knows whose it will be: its interpreter is made
+    while the process still says hello. Used from one event loop; owns the half until it is
+    claimed."""
+
+    def __init__(self) -> None:
+        self._half = ProjectHalf("")
+        with suppress(OSError, RuntimeError):  # the next try tells
+            self._half._begin()
+
+    def make(self, root: str, crumb: Crumb) -> ProjectHalf:
+        """Return that half for the first project that asks, then new ones."""
+        half = self._half
+        if not half.is_unclaimed or half.root:
+            return ProjectHalf(root, crumb)
+        half.claim(root, crumb)
+        return half
 
 
 def _bootstrap() -> str:

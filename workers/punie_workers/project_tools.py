@@ -7,6 +7,7 @@ what it started.
 from collections.abc import Sequence
 from typing import Final
 
+from punie_protocol.client import BackgroundCommand
 from punie_protocol.errors import Internal, PunieError
 from punie_protocol.tool_types import Arguments, Result
 from punie_protocol.tools_checks import RuffCheck, Typecheck
@@ -81,6 +82,10 @@ class ProjectTools:
                 return await self._edits.prepare(arguments)
             case _:
                 raise PunieError(Internal(message=f"{type(arguments).__name__} has no effects"))
+
+    async def background(self, *, stop: bool) -> list[BackgroundCommand]:
+        """Return the commands in the background, ended first when `stop`. Raises `PunieError`."""
+        return await self._commands.running(stop=stop)
 
     def close(self) -> None:
         """Stop watching, end what runs in the background; does not wait."""

@@ -201,4 +201,4 @@ def _in_its_words(error: ToolFailed, printed: Printed) -> ToolFailed:
     """Return the failure with what pytest said of it, and the end of what it printed."""
     said = _COMPLAINT.findall(printed.text())
     message = "; ".join([error.message, *said[:_SAID]])
-    return msgspec.structs.replace(error, message=message, output=printed.recent())
+    return msgspec.structs.replace(error, message=message, output=printed.recent().rstrip("\n"))

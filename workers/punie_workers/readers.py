@@ -23,7 +23,7 @@ import msgspec
 from punie_protocol.errors import Denied, PunieError, ToolFailed
 from punie_protocol.interp_codec import encode_request
 from punie_protocol.isolation import SandboxSettings
-from punie_workers import children, programs
+from punie_workers import children, programs, threads
 from punie_workers.halves import Halves
 from punie_workers.programs import Output, Program
 from punie_workers.sandbox import available
@@ -119,23 +119,27 @@ class Reader:
     ) -> AsyncGenerator[Confined | None]:
         """Yield what to start, ``None`` where there is no sandbox for this project."""
         if self._sandbox is None:
-            self._sandbox = await _to_end(self._look)
-        if isinstance(sandbox := self._sandbox, Missing):
+            self._sandbox = await threads.to_end(self._look)
+        sandbox = self._sandbox
+        if sandbox is None or isinstance(sandbox, Missing):
             yield None
             return
         stack = ExitStack()
         cwd = str(PurePosixPath(self._halves.root, folder.path))
         try:
             entering = sandbox.enter(wanted, command, cwd=cwd)
-            yield await _to_end(lambda: stack.enter_context(entering))
+            yield await threads.to_end(lambda: stack.enter_context(entering))
         finally:
-            await _to_end(stack.close)
+            await threads.to_end(stack.close)
 
-    def _look(self) -> Sandbox | Missing:
-        """Return the sandbox of this machine unless it cannot show this project: the home folder,
-        say, which holds what a sandbox must hide."""
+    def _look(self) -> Sandbox | Missing | None:
+        """Return the sandbox of this machine, ``None`` where there is none yet. `Missing` is for
+        good: it cannot show this project, the home folder, say, which holds what a sandbox must
+        hide."""
         found = self._find()
-        if isinstance(found, Missing) or _suits(found, self._halves.root):
+        if isinstance(found, Missing):
+            return None
+        if _suits(found, self._halves.root):
             return found
         return Missing("the project cannot be shown in it", "")
 
@@ -201,13 +205,3 @@ def _check_sandbox(program: Program, output: Output) -> None:
         if _NO_FOLDER in said:
             raise programs.failed("not_found", "the folder was deleted meanwhile")
         raise programs.failed("sandbox", f"{program.name} was not started: {said}", _HINT)
-
-
-async def _to_end[T](work: Callable[[], T]) -> T:
-    """Return what `work` does in a thread, some milliseconds; cancelled, once it is done."""
-    doing = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        await asyncio.wait([doing])
-        raise

@@ -59,7 +59,7 @@ _agent: Agent[TurnTools, str] = Agent(
 
 
 @_agent.output_validator
-def _acceptable(ctx: RunContext[TurnTools], text: str) -> str:
+async def _acceptable(ctx: RunContext[TurnTools], text: str) -> str:
     """Send a useless answer back once, with the reason; the second is what it is."""
     problem = answer_problem(text, check_fences=ctx.deps.check_fences)
     if problem is not None and ctx.retry == 0:

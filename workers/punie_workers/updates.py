@@ -285,8 +285,12 @@ def _command(arguments: dict[str, Any]) -> str:
 
 
 def _line(value: object) -> str:
-    """Return the first line of a text, as much as a title takes."""
-    return value.strip().split("\n", 1)[0][:80] if isinstance(value, str) else "?"
+    """Return the first line of a text, as much as a title takes; one that goes on says so."""
+    if not isinstance(value, str):
+        return "?"
+    text = value.strip()
+    line = text.split("\n", 1)[0][:80]
+    return line if line == text else f"{line}…"
 
 
 def kind(tool: Tool) -> schema.ToolKind:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 import msgspec
 
@@ -15,12 +15,14 @@ from punie_protocol.errors import (
 )
 from punie_protocol.link import FrameLink
 from punie_protocol.messages.to_supervisor import (
+    CommandsTold,
     Pong,
     ProjectFailed,
     ProjectReady,
     PromptDescribed,
 )
 from punie_protocol.messages.to_worker import (
+    AskCommands,
     ClientMessage,
     CloseProject,
     CloseSession,
@@ -46,6 +48,7 @@ from punie_workers.halves import Abandoned
 from punie_workers.ledger import Ledger
 from punie_workers.model_client import ModelClient
 from punie_workers.models import Models
+from punie_workers.openings import Openings
 from punie_workers.outlet import Outlet
 from punie_workers.project import Project
 from punie_workers.project_half import ProjectHalf
@@ -57,11 +60,13 @@ _log = logging.getLogger(__name__)
 
 type _Immediate = (
     Welcome
+    | OpenProject
     | CloseProject
     | TrustProject
     | SetUnconfined
     | SetMode
     | DescribePrompt
+    | AskCommands
     | OpenSession
     | SessionHistory
     | CloseSession
@@ -90,15 +95,18 @@ class Worker:
         self._projects: dict[str, Project] = {}
         self._sessions: dict[str, Session] = {}
         self._unusable: dict[str, PunieError] = {}
+        self._openings = Openings()
         children.hand_on(welcome.variables)
+        crumbs = Crumbs(welcome.crumbs)
         self._grounds = Grounds(
             ledger=self._ledger,
-            abandoned=Abandoned(partial(lifetime.leave, lifetime.WORN_OUT)),
-            crumbs=Crumbs(welcome.crumbs),
+            abandoned=Abandoned(partial(_leave_worn_out, crumbs)),
+            crumbs=crumbs,
             sandbox=welcome.sandbox,
             hidden=tuple(welcome.hidden),
             make_half=make_half,
             tell=link.send_nowait,
+            limits=welcome.limits_of_process,
         )
         self._adapter = AcpAdapter(self._find)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,20 +123,21 @@ class Worker:
         return stop.reason
 
     async def _read(self) -> Stop | None:
-        """Handle messages until a `Stop`, or the end. Opening a project holds up what comes after
-        it, as that may depend on it."""
+        """Handle messages until a `Stop`, or the end. Opening a project holds up what comes for
+        that project, as it depends on it."""
         async for message in self._link:
-            match message:
-                case Stop():
-                    return message
-                case OpenProject():
-                    await self._open_project(message)
-                case _:
-                    self._take(message)
+            if isinstance(message, Stop):
+                return message
+            self._take(message)
         return None
 
     def _take(self, message: _Immediate) -> None:
+        if not isinstance(message, Stored | Ping | Welcome) and self._openings.keep(message):
+            return
         match message:
+            case OpenProject():
+                self._openings.begin(message.project_id)
+                self._spawn(self._open_project(message))
             case ClientMessage(session_id=session_id, body=body):
                 outlet = Outlet(self._link, session_id)
                 self._adapter.take(session_id, body, outlet.send_nowait)
@@ -136,7 +145,9 @@ class Worker:
                 self._ledger.stored(request_id, error)
             case OpenSession() | SessionHistory() | CloseSession() | SetMode():
                 self._take_of_session(message)
-            case CloseProject() | TrustProject() | SetUnconfined() | DescribePrompt():
+            case (
+                CloseProject() | TrustProject() | SetUnconfined() | DescribePrompt() | AskCommands()
+            ):
                 self._take_of_project(message)
             case Ping(nonce=nonce):
                 busy = sum(session.is_busy for session in self._sessions.values())
@@ -164,7 +175,8 @@ class Worker:
                 assert_never(message)
 
     def _take_of_project(
-        self, message: CloseProject | TrustProject | SetUnconfined | DescribePrompt
+        self,
+        message: CloseProject | TrustProject | SetUnconfined | DescribePrompt | AskCommands,
     ) -> None:
         match message:
             case CloseProject(project_id=project_id, reason=reason):
@@ -177,10 +189,19 @@ class Worker:
                     project.unconfined = unconfined
             case DescribePrompt():
                 self._spawn(self._describe(message))
+            case AskCommands():
+                self._spawn(self._tell_commands(message))
             case _:
                 assert_never(message)
 
     async def _open_project(self, wanted: OpenProject) -> None:
+        try:
+            await self._opened(wanted)
+        finally:
+            for message in self._openings.end(wanted.project_id):
+                self._take(message)
+
+    async def _opened(self, wanted: OpenProject) -> None:
         try:
             if wanted.project_id in self._projects:
                 message = f"project {wanted.project_id} is open already"
@@ -264,6 +285,17 @@ class Worker:
             answer = msgspec.structs.replace(answer, error=error.error)
         self._link.send_nowait(answer)
 
+    async def _tell_commands(self, wanted: AskCommands) -> None:
+        """Answer what runs in the background in that project, or end it."""
+        answer = CommandsTold(request_id=wanted.request_id)
+        try:
+            tools = self._project(wanted.project_id).tools
+            found = await tools.background(stop=wanted.stop)
+            answer = msgspec.structs.replace(answer, commands=found)
+        except PunieError as error:
+            answer = msgspec.structs.replace(answer, error=error.error)
+        self._link.send_nowait(answer)
+
     async def _stop(self, reason: str, deadline_s: float) -> None:
         """Cancel every turn; what was durable stays, prompts are answered while there is time."""
         try:
@@ -285,6 +317,12 @@ class Worker:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             _log.error("a background task failed", exc_info=error)
+
+
+def _leave_worn_out(crumbs: Crumbs) -> NoReturn:
+    """Whose tools hang was told at once; who is in a call by chance is no suspect."""
+    crumbs.wipe()
+    lifetime.leave(lifetime.WORN_OUT)
 
 
 async def _end(sessions: list[Session], reason: str, project: Project | None = None) -> None:

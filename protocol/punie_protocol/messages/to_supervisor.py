@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from punie_protocol.client import PromptReport
+from punie_protocol.client import BackgroundCommand, PromptReport
 from punie_protocol.errors import WireError
 from punie_protocol.messages.common import HalfStatus, Limits, Message, ModelInfo, Role
 from punie_protocol.permissions import Grant
@@ -126,6 +126,14 @@ class PromptDescribed(Message, frozen=True, tag="prompt_described"):
     error: WireError | None = None
 
 
+class CommandsTold(Message, frozen=True, tag="commands_told"):
+    """Answer to `AskCommands`: those that run, or were ended; `error` says why it could not."""
+
+    request_id: int
+    commands: list[BackgroundCommand] = msgspec.field(default_factory=list[BackgroundCommand])
+    error: WireError | None = None
+
+
 class Load(StrEnum):
     """State of a model."""
 
@@ -174,6 +182,7 @@ type ToSupervisor = (
     | HalfQuarantined
     | ProgramsRunning
     | PromptDescribed
+    | CommandsTold
     | ModelState
     | Pong
 )

@@ -115,6 +115,15 @@ class DescribePrompt(Message, frozen=True, tag="describe_prompt"):
     backend: Backend | None = None
 
 
+class AskCommands(Message, frozen=True, tag="ask_commands"):
+    """Which background commands of that project run? `stop`: end them first. Answered by
+    `CommandsTold`."""
+
+    request_id: int
+    project_id: str
+    stop: bool = False
+
+
 class CloseSession(Message, frozen=True, tag="close_session"):
     """Cancel its turn and forget it. No answer."""
 
@@ -161,6 +170,7 @@ type ToWorker = (
     | SessionHistory
     | SetMode
     | DescribePrompt
+    | AskCommands
     | CloseSession
     | ClientMessage
     | Stored

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Final, Self, assert_never
 
 from punie_protocol.backends import Backend
-from punie_protocol.client import PromptReport
+from punie_protocol.client import BackgroundCommand, PromptReport
 from punie_protocol.errors import Internal, InvalidRequest, LinkClosed, PunieError, RemoteError
 from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages.common import Isolation, Limits, Message
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
+    CommandsTold,
     EffectFinished,
     EffectStarted,
     HalfQuarantined,
@@ -32,6 +33,7 @@ from punie_protocol.messages.to_supervisor import (
     ToSupervisor,
 )
 from punie_protocol.messages.to_worker import (
+    AskCommands,
     CloseProject,
     CloseSession,
     DescribePrompt,
@@ -171,6 +173,18 @@ class FakeSupervisor:
         if described.report is None:
             raise RemoteError(described.error or Internal(message="neither report nor error"))
         return described.report
+
+    async def commands(
+        self, project_id: str = "p1", *, stop: bool = False
+    ) -> list[BackgroundCommand]:
+        """Return the background commands there, ended when `stop`. Raises `RemoteError`."""
+        id = next(self._ids)
+        answer: asyncio.Future[CommandsTold] = self._replies.expect("commands", id)
+        await self.send(AskCommands(request_id=id, project_id=project_id, stop=stop))
+        told = await within(answer, f"background commands of {project_id}")
+        if told.error is not None:
+            raise RemoteError(told.error)
+        return told.commands
 
     async def close_project(self, project_id: str = "p1") -> None:
         """Close a project; there is no answer."""
@@ -313,6 +327,8 @@ class FakeSupervisor:
                 self._replies.deliver("pong", nonce, message)
             case PromptDescribed(request_id=id):
                 self._replies.deliver("prompt", id, message)
+            case CommandsTold(request_id=id):
+                self._replies.deliver("commands", id, message)
             case HalfQuarantined() | ProgramsRunning():
                 pass  # kept in `received`
             case Hello() | Ready() | ModelState():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import uuid
 from enum import StrEnum
@@ -18,7 +19,7 @@ from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import Mode, PromptPermissions
 from punie_protocol.tool_types import Permission
 from punie_supervisor.cli import denied, output, permission
-from punie_supervisor.cli.context import Deadline
+from punie_supervisor.cli.context import Deadline, announce
 from punie_supervisor.cli.exit_codes import ExitCode, wire_exit_code
 from punie_supervisor.cli.printers import PRINTERS, Format
 from punie_supervisor.clients import launch, sessions
@@ -53,6 +54,8 @@ class Cause(StrEnum):
     """Why a turn is cancelled from here."""
 
     INTERRUPT = "interrupted"
+    TOLD = "told to end"
+    """By SIGTERM, or by SIGHUP: the terminal was closed."""
     TIMEOUT = "timed out"
 
 
@@ -75,8 +78,7 @@ def ask(question: Question) -> ExitCode:
 
 
 def _ensure_daemon(paths: Paths, question: Question) -> None:
-    if not launch.is_running(paths):
-        output.say("starting the daemon (stop it with: punie down)")
+    announce(paths)
     patience = question.deadline.within(launch.START_TIMEOUT)
     launch.ensure_for_prompt(paths, model=question.model, patience=patience)
 
@@ -97,6 +99,9 @@ class _Turn:
         cancelled = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._cancel, Cause.INTERRUPT, cancelled)
+        loop.add_signal_handler(signal.SIGTERM, self._cancel, Cause.TOLD, cancelled)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # so it is under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up, cancelled)
         if self._question.deadline.limit_s is not None:
             left = self._question.deadline.within(float("inf"))
             loop.call_later(left, self._cancel, Cause.TIMEOUT, cancelled)
@@ -110,11 +115,17 @@ class _Turn:
             watch.cancel()
 
     def _cancel(self, cause: Cause, cancelled: asyncio.Event) -> None:
+        # Not at a second SIGTERM: `timeout` and shells send one signal twice.
         if self._cause is not None and cause is Cause.INTERRUPT:
             _leave(ExitCode.INTERRUPTED)
         if self._cause is None:
             self._cause = cause
             cancelled.set()
+
+    def _hang_up(self, cancelled: asyncio.Event) -> None:
+        """The terminal is gone: nothing can be written there, and the turn is still to be ended."""
+        output.silence()
+        self._cancel(Cause.TOLD, cancelled)
 
     async def _give_up(self, cancelled: asyncio.Event, work: asyncio.Task[ExitCode]) -> None:
         await cancelled.wait()
@@ -135,9 +146,11 @@ class _Turn:
             request = client.next_id()
             stopper = asyncio.create_task(self._send_cancel(client, request, cancelled))
             try:
-                return await self._prompt(client, request, session_id, prompt_id)
+                code = await self._prompt(client, request, session_id, prompt_id)
+                await self._say_what_goes_on(client, project)
             finally:
                 stopper.cancel()
+            return code
 
     async def _session(self, client: Client) -> tuple[str, str]:
         """Return the session's id and its project's root."""
@@ -184,6 +197,18 @@ class _Turn:
             return self._cancelled_code() if self._cause else wire_exit_code(error.error)
         self._printer.finish(self._collector.finish(result))
         return self._outcome(result)
+
+    async def _say_what_goes_on(self, client: Client, project: str) -> None:
+        """Say how many commands run in the background, however the turn ended."""
+        query = punie.CommandsQuery(cwd=project)
+        try:
+            async with asyncio.timeout(CANCEL_PATIENCE / 2):
+                report = await client.ask_daemon(punie.COMMANDS, query, punie.CommandsReport)
+        except TimeoutError, PunieError:
+            return  # the turn is answered; that its daemon is older, or just ends, is no news of it
+        if count := len(report.commands):
+            what = "1 background command goes" if count == 1 else f"{count} background commands go"
+            output.say(f"{what} on: punie projects stop {shlex.quote(output.printable(project))}")
 
     def _meta(self, prompt_id: str) -> punie.PromptMeta:
         permissions = PromptPermissions(mode=self._mode(), allow=self._question.allow)

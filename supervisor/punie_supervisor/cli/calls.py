@@ -41,11 +41,11 @@ def done(call: ToolCallReport) -> str:
             moved = f"{given.get('path')} → " if "destination" in given else ""
             return f"{call.name} {moved}{path} +{added} -{removed}"
         case {"output": _, "exit_code": _, "running": _} if not _only_looks(call):
-            return f"{called(call)}: {_ending(call.result)}"
+            return f"{called(call)}{_reach(call)}: {_ending(call.result)}"
         case {"passed": _, "failed": _, "errors": _, "skipped": _}:
             return f"{called(call)}: {_counts(call.result)}"
         case {"error": str(text)} if call.name in _RUNNING and call.outcome is Outcome.FAILED:
-            return f"{called(call)}: {_cut(text.removeprefix('error: '))}"
+            return f"{called(call)}{_reach(call)}: {_cut(text.removeprefix('error: '))}"
         case _:
             return ""
 
@@ -59,6 +59,14 @@ def _only_looks(call: ToolCallReport) -> bool:
             return False
 
 
+def _reach(call: ToolCallReport) -> str:
+    match call.arguments:
+        case {"network": True}:
+            return " (with the network)"
+        case _:
+            return ""
+
+
 def _ending(result: dict[str, Any]) -> str:
     match result:
         case {"running": True}:
@@ -70,7 +78,8 @@ def _ending(result: dict[str, Any]) -> str:
 
 
 def _counts(result: dict[str, Any]) -> str:
-    names = {"passed": "passed", "failed": "failed", "errors": "errors", "skipped": "skipped"}
+    errors = "error" if result["errors"] == 1 else "errors"
+    names = {"passed": "passed", "failed": "failed", "errors": errors, "skipped": "skipped"}
     counts = [f"{result[key]} {word}" for key, word in names.items() if result[key]]
     return ", ".join(counts) or "no tests"
 

@@ -128,6 +128,14 @@ def sandbox(answer: SandboxAnswer) -> Check:
     return ok("sandbox", " ".join(filter(None, (answer.name, answer.version, answer.path))))
 
 
+def places(missing: Sequence[str]) -> list[Check]:
+    """What the config file shows to commands and is not there; nothing when all is."""
+    if not missing:
+        return []
+    text = f"[sandbox] of the config file names what is not there: {', '.join(missing)}"
+    return [warn("sandbox", text, "commands do not see it: mend the path, or make the folder")]
+
+
 def blas(answer: BlasAnswer) -> Check:
     """Whether our own model host computes fast on Linux."""
     hint = "install libopenblas0-pthread, then: scripts/bootstrap --again"

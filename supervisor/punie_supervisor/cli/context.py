@@ -1,4 +1,4 @@
-"""Standard input as context of a question, and the one deadline of a command."""
+"""What a command begins with: standard input as context, its one deadline, a daemon to be there."""
 
 import os
 import select
@@ -12,6 +12,8 @@ import msgspec
 from punie_protocol.errors import PunieError, TimedOut, TooLarge
 from punie_protocol.limits import MAX_CLIENT_MESSAGE
 from punie_supervisor.cli import output
+from punie_supervisor.clients import launch
+from punie_supervisor.paths import Paths
 
 SILENCE: Final = 3.0
 """How long a pipe on standard input may stay silent before the question goes out without it."""
@@ -79,3 +81,9 @@ def _input() -> int | None:
         return None
     fd = sys.stdin.fileno()
     return None if stat.S_ISCHR(os.fstat(fd).st_mode) else fd
+
+
+def announce(paths: Paths) -> None:
+    """Say that a daemon is about to be started, unless one runs."""
+    if not launch.is_running(paths):
+        output.say("starting the daemon (stop it with: punie down)")

@@ -17,7 +17,7 @@ import msgspec
 from punie_protocol import client as punie
 from punie_protocol.errors import PunieError
 from punie_protocol.handshake import version
-from punie_protocol.isolation import WorkerLimits
+from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_supervisor import journal_schema
 from punie_supervisor.cli import checks, output, probes
 from punie_supervisor.cli.checks import Check, Level
@@ -71,6 +71,7 @@ async def look(paths: Paths) -> list[Check]:
         *(one for found in programs for one in found),
         *_folders(paths),
         settings,
+        *checks.places(_missing(config.sandbox)),
         _journal(paths.journal),
         *_limits(config.limits),
         *daemon,
@@ -142,6 +143,12 @@ def _settings(paths: Paths) -> tuple[Config, Check]:
     return config, checks.config(file, mode, keys=keys)
 
 
+def _missing(sandbox: SandboxSettings) -> list[str]:
+    """Return the places of the config file that are not there."""
+    places = dict.fromkeys([*sandbox.read, *sandbox.write])
+    return [place for place in places if not Path(place).expanduser().exists()]
+
+
 def _journal(file: Path) -> Check:
     if not file.exists():
         return checks.ok("journal", f"{file} (none yet)")
@@ -157,7 +164,7 @@ def _journal(file: Path) -> Check:
         return checks.failed("journal", error.error)
     except sqlite3.Error as error:
         return checks.fail("journal", f"{file} cannot be read: {error}", hint)
-    return checks.ok("journal", f"{file}, {count} projects")
+    return checks.ok("journal", f"{file}, {count} {'project' if count == 1 else 'projects'}")
 
 
 def _limits(limits: WorkerLimits) -> Iterator[Check]:

@@ -34,7 +34,7 @@ app.add_typer(prompt_app)
 
 projects_app = typer.Typer(
     name="projects",
-    help="Show the projects, and choose how each is isolated.",
+    help="Show the projects, choose how each is isolated, stop what runs in them.",
     rich_markup_mode=None,
 )
 app.add_typer(projects_app)
@@ -235,7 +235,7 @@ def trust(
 
 @projects_app.callback(invoke_without_command=True)
 def projects(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Show the projects, and choose how each is isolated."""
+    """Show the projects, choose how each is isolated, stop what runs in them."""
     if ctx.invoked_subcommand is None:
         list_projects(as_json)
     if as_json:
@@ -285,6 +285,28 @@ def unconfined(
     from punie_supervisor.cli import projects as command
 
     raise typer.Exit(command.unconfined(folder_of(directory), allowed=not revoke, as_json=as_json))
+
+
+@projects_app.command()
+def commands(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The project.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a project's background commands."""
+    from punie_supervisor.cli import projects as command
+
+    raise typer.Exit(command.commands(folder_of(directory), stop=False, as_json=as_json))
+
+
+@projects_app.command()
+def stop(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The project.")],
+    as_json: JsonOption = False,
+) -> None:
+    """End a project's background commands."""
+    from punie_supervisor.cli import projects as command
+
+    raise typer.Exit(command.commands(folder_of(directory), stop=True, as_json=as_json))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What goes where: answers on stdout, everything else on stderr, colours only on a terminal."""
 
 import os
+import stat
 import sys
 import unicodedata
 from typing import Any, TextIO
@@ -18,8 +19,15 @@ def say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a line without what would steer a terminal: it may come from a file or a model."""
-    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+    """Return a line without what would steer a terminal: it may come from a file or a model. Each
+    such character is shown as a sign of its own, as in commands: ``␛``, ``\\u202e``."""
+    return "".join(c if c.isprintable() or c == "\t" else _sign(ord(c)) for c in text)
+
+
+def _sign(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"\\u{code:04x}"
 
 
 def colours(stream: TextIO) -> bool:
@@ -110,6 +118,16 @@ def rounded(value: Any) -> Any:
 def silence_stdout() -> None:
     """After a broken pipe: keep the interpreter's last flush from failing too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def silence() -> None:
+    """After the terminal was closed: what is still written to one goes nowhere. Files go on."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        # Not `isatty`: of a terminal that is gone it says no.
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+            os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class _Shown:

@@ -8,6 +8,7 @@ from typing import Final
 from punie_protocol import client as punie
 from punie_protocol.errors import PunieError, TimedOut
 from punie_supervisor.cli import output
+from punie_supervisor.cli.context import announce
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
@@ -20,6 +21,7 @@ TIMEOUT: Final = 120.0
 def show(directory: str, model: str | None, *, as_json: bool) -> ExitCode:
     """Print the parts of the prompt in order, each with its size."""
     paths = Paths.from_environment()
+    announce(paths)
     launch.ensure_for_prompt(paths, model=model, patience=launch.START_TIMEOUT)
     report = asyncio.run(_ask(paths, punie.PromptQuery(cwd=directory, model=model)))
     if as_json:

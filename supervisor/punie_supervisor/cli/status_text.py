@@ -2,7 +2,7 @@
 a look whether the config file is there."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -50,16 +50,21 @@ def workers(found: Sequence[punie.WorkerStatus]) -> Iterator[str]:
 
 
 def projects(
-    found: Sequence[punie.ProjectStatus], of: Iterable[punie.WorkerStatus]
+    found: Sequence[punie.ProjectStatus],
+    of: Iterable[punie.WorkerStatus],
+    is_gone: Callable[[str], bool] = lambda _root: False,
 ) -> Iterator[str]:
     """Yield the table of projects, with the pid of the worker each is in; below each what is
-    unusual about it."""
+    unusual about it. `is_gone` tells whether a root's folder is."""
     if not found:
         yield "no projects"
         return
     pids = pids_of(of)
     rows = [_project_row(project, pids) for project in found]
-    notes = [[*_project_notes(project)] for project in found]
+    gone = ["its folder is gone"]
+    notes = [
+        [*(gone if is_gone(project.root) else ()), *_project_notes(project)] for project in found
+    ]
     yield from _with_notes(table(_PROJECT_HEAD, rows, words={0, 1, 5}), notes)
 
 
@@ -88,7 +93,9 @@ def usage_line(usage: punie.WorkerUsage | None, limits: WorkerLimits | None) -> 
 def _used(usage: punie.WorkerUsage, limits: WorkerLimits | None) -> str:
     memory, cpu = f"{usage.memory_bytes / 1024**2:.0f}", f"{usage.cpu_s:.1f}"
     if limits is None:
-        used = f"memory {memory} MB, cpu {cpu} s, {usage.processes} processes, {usage.files} files"
+        processes = "1 process" if usage.processes == 1 else f"{usage.processes} processes"
+        files = "1 file" if usage.files == 1 else f"{usage.files} files"
+        used = f"memory {memory} MB, cpu {cpu} s, {processes}, {files}"
         return f"{used} (no limits: it is shared)"
     return (
         f"memory {memory} of {limits.memory_mb} MB, cpu {cpu} of {limits.cpu_s:g} s, "

@@ -5,6 +5,7 @@ import sys
 
 from punie_protocol import client as punie
 from punie_supervisor.cli import output
+from punie_supervisor.cli.context import announce
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
@@ -14,6 +15,7 @@ from punie_supervisor.paths import Paths
 def trust(directory: str, *, trusted: bool, as_json: bool) -> ExitCode:
     """Trust the settings of the project at `directory` as they are now, or no more."""
     paths = Paths.from_environment()
+    announce(paths)
     launch.ensure_running(paths, patience=launch.START_TIMEOUT)
     report = asyncio.run(_ask(paths, punie.Trust(cwd=directory, trusted=trusted)))
     if as_json:

@@ -1,12 +1,13 @@
-"""Is there a sandbox on this machine, and does it work? Tried for real, once a process.
+"""Is there a sandbox on this machine, and does it work? Tried for real, until one is found.
 
 As a program (``python -m punie_workers.sandbox.available --json``) it prints the answer.
 """
 
 import json
+import math
 import subprocess
 import sys
-from functools import cache
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,10 @@ POINTER: Final = "share/punie/bubblewrap.path"
 INSTALLED: Final = ("/usr/bin/bwrap", "/usr/local/bin/bwrap")
 TRIAL_S: Final = 10.0
 """Seconds that ``true`` may take in it."""
+AGAIN_S: Final = 3.0
+"""Seconds after which one that was missing is looked for again: the user may have installed it."""
+_RARELY: Final = 20
+"""How much longer than a look without success it is to the next at least."""
 RESTRICTED: Final = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 NONE: Final = "bubblewrap is not installed"
 INSTALL: Final = (
@@ -47,10 +52,34 @@ class Missing(msgspec.Struct, frozen=True):
     hint: str
 
 
-@cache
+class _Known(msgspec.Struct):
+    """What the last look found, and until when that holds; see `time.monotonic`."""
+
+    found: Sandbox | Missing | None = None
+    until: float = 0.0
+
+
+_known: Final = _Known()
+
+
 def find() -> Sandbox | Missing:
     """Return the sandbox of this machine, which has run a program, or why there is none. Waits for
-    that program, tens of milliseconds, the first time."""
+    that program, tens of milliseconds, until there is one; but seldom."""
+    if _known.found is None or time.monotonic() >= _known.until:
+        begun = time.monotonic()
+        found, now = _look(), time.monotonic()
+        lasts = max(AGAIN_S, _RARELY * (now - begun)) if isinstance(found, Missing) else math.inf
+        _known.found, _known.until = found, now + lasts
+        return found
+    return _known.found
+
+
+def forget() -> None:
+    """Have the next `find` look again."""
+    _known.found = None
+
+
+def _look() -> Sandbox | Missing:
     if sys.platform == "darwin":
         found: Sandbox = Seatbelt()
         reason = trial(found)

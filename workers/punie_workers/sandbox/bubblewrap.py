@@ -9,10 +9,11 @@ elsewhere by the time ``bwrap`` follows it.
 import os
 import re
 import sys
-from collections.abc import Container, Generator, Iterable, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, assert_never
+from types import MappingProxyType
+from typing import Final, NamedTuple, assert_never
 
 from punie_workers import children
 from punie_workers.sandbox import environment, machine, outside, protected, seccomp, view
@@ -39,7 +40,7 @@ namespaces of their own, and temporary folders may take half of the memory."""
 NO_MORE_NAMESPACES: Final = "--disable-userns"
 SIZE: Final = "--size"
 EXPENDABLE: Final = (
-    *("/bin/sh", "-c", '{ echo 500 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$@"', "sh"),
+    *("/bin/sh", "-c", '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$@"', "sh"),
 )
 """When memory runs short, it is a program in the sandbox that the kernel ends, not Punie. Said
 outside: inside, ``/proc`` is read-only, since root could change the kernel's settings there."""
@@ -51,7 +52,24 @@ LIMITED: Final = (
 """Sets the limits and becomes the program. ``-u`` of bash and busybox is ``-p`` of dash."""
 BACKSTOP: Final = 16
 """Processes beyond the limit at which the kernel stops: the guard, which says why, comes first."""
+BESIDE_DEPTH: Final = 1
+"""Levels down that repositories are looked for in folders beside the project: caches hold many."""
 FALLBACK_HOME: Final = "/tmp"
+
+
+class Place(NamedTuple):
+    """A folder that is mounted by descriptor, and what is protected in it where it can be written
+    to."""
+
+    fd: int
+    guarded: tuple[Guarded, ...]
+
+    def fds(self) -> list[int]:
+        """Return the descriptors that ``bwrap`` needs for it."""
+        return [self.fd, *(one.fd for one in self.guarded)]
+
+
+_NO_PLACES: Final[Mapping[str, Place]] = MappingProxyType({})
 
 
 class Bubblewrap(Sandbox):
@@ -78,17 +96,12 @@ class Bubblewrap(Sandbox):
         mounts = view.mounts(wanted, facts)
         _check_folder(cwd, wanted, mounts)
         with ExitStack() as stack:
-            root = None if wanted.root is None else _open(wanted.root)
-            if root is not None:
-                stack.callback(os.close, root)
-            guarded: tuple[Guarded, ...] = ()
-            if root is not None and wanted.writable:
-                guarded = stack.enter_context(protected.guard(root))
+            places = _places(stack, wanted, facts, mounts)
             ending = stack.enter_context(Ending())
-            options = words(wanted, mounts, self._options, root=root, guarded=guarded)
+            options = words(wanted, mounts, self._options, places)
             options += ["--chdir", cwd]
             options += ["--json-status-fd", str(ending.fd)]
-            fds = [ending.fd, *(one.fd for one in guarded), *([] if root is None else [root])]
+            fds = [ending.fd, *(fd for place in places.values() for fd in place.fds())]
             if calls := seccomp.program(os.uname().machine):
                 fds.append(_held(stack, "system calls", calls))
                 options += ["--seccomp", str(fds[-1])]
@@ -99,6 +112,7 @@ class Bubblewrap(Sandbox):
                 (*EXPENDABLE, self.path, "--args", str(told), "--", *limits, *command),
                 environment.environment(children.outside(), home, programs, wanted.settings),
                 (told, *fds),
+                _watch(wanted.root, places),
             )
 
     def alone(self, mounts: Iterable[Mount], command: Sequence[str]) -> tuple[str, ...]:
@@ -106,6 +120,47 @@ class Bubblewrap(Sandbox):
         network. They may be used any number of times; what they start ends with who started it."""
         options = words(Confinement(root=None), mounts, self._options)
         return (self.path, *options, "--chdir", "/", "--", *command)
+
+
+def _places(
+    stack: ExitStack, wanted: Confinement, facts: Facts, mounts: Iterable[Mount]
+) -> dict[str, Place]:
+    """Return the project's folder and others that can be written to, by their paths inside, with
+    what is protected in them; they are held as long as `stack` is open. Raises `PunieError`."""
+    found: dict[str, Place] = {}
+    if wanted.root is not None:
+        fd = _open(wanted.root)
+        stack.callback(os.close, fd)
+        guarded: tuple[Guarded, ...] = ()
+        if wanted.writable:
+            hidden = view.hidden(wanted, facts)
+            guarded = stack.enter_context(protected.guard(fd, hidden, lasting=wanted.lasting))
+        found[wanted.root] = Place(fd, guarded)
+    for mount in mounts if wanted.writable else ():
+        if mount.kind is Kind.WRITE and mount.path not in found and Path(mount.source).is_dir():
+            fd = _open(mount.source)
+            stack.callback(os.close, fd)
+            of = f"'{mount.source}'"
+            guard = protected.guard(fd, lasting=wanted.lasting, depth=BESIDE_DEPTH, of=of)
+            found[mount.path] = Place(fd, stack.enter_context(guard))
+    return found
+
+
+def _watch(root: str | None, places: Mapping[str, Place]) -> Callable[[], str | None]:
+    """Return what tells whether something protected in `places` was replaced; what is in the
+    project is named from its root."""
+    known = {
+        path: (place.fd, [(one.path, os.fstat(one.fd)) for one in place.guarded])
+        for path, place in places.items()
+    }
+
+    def replaced() -> str | None:
+        for path, place in known.items():
+            if found := protected.replaced(*place):
+                return found if path == root else f"{path}/{found}"
+        return None
+
+    return replaced
 
 
 def _held(stack: ExitStack, name: str, data: bytes) -> int:
@@ -123,25 +178,25 @@ def words(
     wanted: Confinement,
     mounts: Iterable[Mount],
     known: Container[str],
-    *,
-    root: int | None = None,
-    guarded: Iterable[Guarded] = (),
+    places: Mapping[str, Place] = _NO_PLACES,
 ) -> list[str]:
-    """Return the options of a ``bwrap`` that has those that are `known`. `root` is a descriptor of
-    the project's folder, `guarded` what is protected in it. Pure."""
+    """Return the options of a ``bwrap`` that has those that are `known`. `places` are folders that
+    are mounted by descriptor, by their paths inside. Pure."""
     argv = [*OPTIONS] if wanted.network else [*OPTIONS, "--unshare-net"]
     if NO_MORE_NAMESPACES in known:
         argv.append(NO_MORE_NAMESPACES)
     for mount in mounts:
-        if root is not None and mount.path == wanted.root:
-            argv += ["--bind-fd" if mount.kind is Kind.WRITE else "--ro-bind-fd", str(root)]
-            argv.append(mount.path)
-            for one in guarded:
-                how = "--bind-fd" if one.writable else "--ro-bind-fd"
-                argv += [how, str(one.fd), f"{wanted.root}/{one.path}"]
+        if mount.kind in (Kind.READ, Kind.WRITE) and (place := places.get(mount.path)):
+            argv += _by_descriptor(place.fd, mount.path, writable=mount.kind is Kind.WRITE)
+            for one in place.guarded if mount.kind is Kind.WRITE else ():
+                argv += _by_descriptor(one.fd, f"{mount.path}/{one.path}", writable=one.writable)
         else:
             argv += _words(mount, bounded=SIZE in known)
     return argv
+
+
+def _by_descriptor(fd: int, path: str, *, writable: bool) -> list[str]:
+    return ["--bind-fd" if writable else "--ro-bind-fd", str(fd), path]
 
 
 def _words(mount: Mount, *, bounded: bool) -> list[str]:
@@ -195,13 +250,12 @@ def _facts(wanted: Confinement) -> tuple[Facts, list[str]]:
     path = "" if wanted.bare else os.environ.get("PATH", "")
     programs = outside.programs(path, home, wanted.root)
     read = [*wanted.read, *wanted.settings.read, *programs.shown]
-    if wanted.root is not None:
-        read += outside.of_project(wanted.root, home)
+    write = tuple(machine.shown(wanted.settings.write, home))
     facts = Facts(
         system=machine.system(network=wanted.network, bare=wanted.bare),
         home=home,
-        read=tuple(machine.shown(read, home)),
-        write=tuple(machine.shown(wanted.settings.write, home)),
+        read=(*machine.shown(read, home), *outside.shown(wanted.root, home, write)),
+        write=write,
         hidden=hidden,
     )
     return facts, programs.path

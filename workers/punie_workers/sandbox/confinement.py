@@ -5,7 +5,7 @@ one operating system.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -20,13 +20,15 @@ KIND = "sandbox"
 class ProgramLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What each program may use: `memory` bytes it may allocate, `cpu_s` CPU seconds, `files`
     descriptors, `file_size` bytes of one file. `processes` is all of the sandbox together; the
-    kernel does not hold root to it, a `guard.Guard` does. Never more than this process may."""
+    kernel does not hold root to it, a `guard.Guard` does, as to CPU seconds of all `together_s`.
+    Never more than this process may."""
 
     memory: int = 4 * 1024**3
     cpu_s: int = 3600
     processes: int = 512
     files: int = 4096
     file_size: int = 4 * 1024**3
+    together_s: int | None = None
 
 
 class Confinement(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +37,8 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     the user's; `read` are further paths to show; `hidden` are never shown, whatever else says so.
     `limits` hold for each program in it. `bare` is for a program that came with Punie: it starts
     faster, sees nothing of ``/etc`` nor of the user's ``PATH``, and its limits are its caller's to
-    set."""
+    set. A `lasting` program runs beside what the user does: repositories' own folders are
+    read-only as a whole."""
 
     root: str | None
     writable: bool = True
@@ -45,16 +48,24 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     read: tuple[str, ...] = ()
     limits: ProgramLimits = ProgramLimits()
     bare: bool = False
+    lasting: bool = False
+
+
+def _nothing() -> None:
+    return None
 
 
 class Confined(msgspec.Struct, frozen=True):
     """A command to start once: its words, its whole environment (variables may be added), and the
     descriptors that it must inherit under their own numbers. Nothing else may be inherited but
-    0, 1 and 2. ``argv[0]`` is the absolute path of a program."""
+    0, 1 and 2. ``argv[0]`` is the absolute path of a program. `replaced` returns the first
+    protected path that is no longer what was protected, since somebody outside put another in its
+    place; it is asked inside the context, by any thread."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
     pass_fds: tuple[int, ...]
+    replaced: Callable[[], str | None] = _nothing
 
 
 class Sandbox(ABC):

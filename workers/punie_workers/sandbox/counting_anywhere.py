@@ -20,7 +20,8 @@ class Anywhere:
             with suppress(psutil.Error):
                 memory = process.memory_full_info().uss if exact else process.memory_info().rss
                 times = process.cpu_times()
-                cpu_s = found.cpu_s + times.user + times.system
+                ended = times.children_user + times.children_system
+                cpu_s = found.cpu_s + times.user + times.system + ended
                 found = Census(found.processes + 1, found.memory + memory, cpu_s)
         return found
 

@@ -11,12 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from punie_workers.sandbox import machine
 from punie_workers.sandbox.guard import Census
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _SEEMING: Final = ("status", ("RssAnon:", "RssShmem:"))
 _EXACT: Final = ("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:"))
-_MEMORY_FOLDERS: Final = ("tmp", "var/tmp", "dev/shm", "run")
+_MEMORY_FOLDERS: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Besides the home."""
+_PER_FILE: Final = 1024
+"""Bytes of the kernel's that even an empty file takes in such a folder."""
 _GONE: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
@@ -76,18 +80,19 @@ def _in_folders(pid: int) -> int:
     """Return the bytes in temporary folders of a process, which are in memory. Until the sandbox is
     set up, the folders there are the machine's."""
     used = 0
-    for name in _MEMORY_FOLDERS:
+    for name in filter(None, (*_MEMORY_FOLDERS, machine.home())):
         with suppress(OSError):
-            folder = f"/proc/{pid}/root/{name}"
-            if Path(folder).stat().st_dev == Path(f"/{name}").stat().st_dev:
+            folder = f"/proc/{pid}/root{name}"
+            if Path(folder).stat().st_dev == Path(name).stat().st_dev:
                 continue
             found = os.statvfs(folder)
             used += (found.f_blocks - found.f_bfree) * found.f_frsize
+            used += (found.f_files - found.f_ffree) * _PER_FILE
     return used
 
 
 def _cpu(pid: int) -> float:
     with suppress(*_GONE):
         fields = _stat(pid)
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return sum(map(int, fields[11:15])) / _TICKS
     return 0.0

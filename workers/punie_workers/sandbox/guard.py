@@ -7,6 +7,7 @@ many processes, is this.
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -19,7 +20,7 @@ INTERVAL_S: Final = 0.1
 
 class Census(msgspec.Struct, frozen=True):
     """How many processes live in a sandbox, bytes of memory they and its temporary folders hold,
-    and CPU seconds that those alive have used."""
+    and CPU seconds that those alive have used, and those that they saw the end of."""
 
     processes: int
     memory: int
@@ -27,7 +28,8 @@ class Census(msgspec.Struct, frozen=True):
 
 
 class Over(msgspec.Struct, frozen=True):
-    """A limit that all programs of a sandbox together went over: ``processes`` or ``memory``."""
+    """A limit that all programs of a sandbox, or of all that share one, together went over:
+    ``processes``, ``memory`` or ``cpu``."""
 
     what: str
     limit: int
@@ -39,7 +41,56 @@ class Over(msgspec.Struct, frozen=True):
         if self.what == "memory":
             took, limit = self.actual // 1024**2, self.limit // 1024**2
             return f"the programs took {took} MB of memory together, {limit} MB are allowed"
+        if self.what == "cpu":
+            return f"the programs took {self.actual} s of CPU together, {self.limit} s are allowed"
         return f"{self.actual} processes ran at once, {self.limit} are allowed"
+
+
+class Replaced(msgspec.Struct, frozen=True):
+    """A protected path in whose place somebody outside put another: a program in the sandbox may
+    have changed that one already."""
+
+    path: str
+
+    @property
+    def message(self) -> str:
+        """Return it in words."""
+        return f"'{self.path}' was replaced from outside, which takes its protection away"
+
+
+class Shared:
+    """What all sandboxes that share their limits use, as each was last counted."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Census] = {}
+
+    def count(self, process_pid: int, found: Census) -> None:
+        """One was counted."""
+        self._found[process_pid] = found
+
+    def forget(self, process_pid: int) -> None:
+        """One has ended."""
+        self._found.pop(process_pid, None)
+
+    def known(self) -> list[int]:
+        """Return those that have not ended."""
+        return list(self._found)
+
+    def with_others(self, process_pid: int) -> Census:
+        """Return what they use together; of one that is not the largest, what it uses itself: the
+        largest is to end. CPU is each one's own."""
+        found = self._found[process_pid]
+        others = [one for pid, one in list(self._found.items()) if pid != process_pid]
+        processes, memory = found.processes, found.memory
+        if all(one.processes <= processes for one in others):
+            processes += sum(one.processes for one in others)
+        if all(one.memory <= memory for one in others):
+            memory += sum(one.memory for one in others)
+        return Census(processes, memory, found.cpu_s)
+
+
+def _nothing() -> None:
+    return None
 
 
 class Counting(Protocol):
@@ -73,27 +124,45 @@ def counting() -> Counting:
 class Guard:
     """Watches one sandbox. Holds nothing between two counts."""
 
-    def __init__(self, limits: ProgramLimits, how: Counting | None = None) -> None:
+    def __init__(
+        self,
+        limits: ProgramLimits,
+        how: Counting | None = None,
+        replaced: Callable[[], str | None] = _nothing,
+        shared: Shared | None = None,
+    ) -> None:
+        """`replaced` is that of the `Confined` which was started; `shared` is of all sandboxes that
+        have `limits` together."""
         self._limits = limits
         self._how = how or counting()
+        self._replaced = replaced
+        self._shared = shared or Shared()
 
-    async def watch(self, process_pid: int) -> Over | None:
-        """Count until the process that was started as the sandbox has ended (``None``), or is over
-        a limit: then everything in the sandbox was killed, and the process ends by itself."""
-        while self._how.runs(process_pid):
-            if over := await asyncio.to_thread(self._look, process_pid):
-                self._how.end(process_pid)
-                return over
-            await asyncio.sleep(INTERVAL_S)
+    async def watch(self, process_pid: int) -> Over | Replaced | None:
+        """Look until the process that was started as the sandbox has ended (``None``), is over
+        a limit, or can change what was protected: then everything in the sandbox was killed, and
+        the process ends by itself."""
+        try:
+            while self._how.runs(process_pid):
+                if wrong := await asyncio.to_thread(self._look, process_pid):
+                    self._how.end(process_pid)
+                    return wrong
+                await asyncio.sleep(INTERVAL_S)
+        finally:
+            self._shared.forget(process_pid)
         return None
 
-    def _look(self, process_pid: int) -> Over | None:
-        """Return the limit that the sandbox is over. Memory is counted exactly only once it seems
-        to be too much."""
-        over = self.judged(self._how.census(process_pid, exact=False))
+    def _look(self, process_pid: int) -> Over | Replaced | None:
+        """Return what is wrong. Memory is counted exactly only once it seems to be too much."""
+        if path := self._replaced():
+            return Replaced(path)
+        self._shared.count(process_pid, self._how.census(process_pid, exact=False))
+        over = self.judged(self._shared.with_others(process_pid))
         if over is None or over.what != "memory":
             return over
-        return self.judged(self._how.census(process_pid, exact=True))
+        for pid in self._shared.known():
+            self._shared.count(pid, self._how.census(pid, exact=True))
+        return self.judged(self._shared.with_others(process_pid))
 
     def judged(self, found: Census) -> Over | None:
         """Return the limit that `found` is over. Pure."""
@@ -102,4 +171,6 @@ class Guard:
             return Over("processes", limits.processes, found.processes)
         if found.memory > limits.memory:
             return Over("memory", limits.memory, found.memory)
+        if limits.together_s is not None and found.cpu_s > limits.together_s:
+            return Over("cpu", limits.together_s, int(found.cpu_s))
         return None

@@ -9,8 +9,12 @@ from typing import Final
 
 from punie_workers.sandbox.view import Hidden, Shown, within
 
-SYSTEM: Final = ("usr", "bin", "sbin", "lib*", "opt", "nix", "gnu")
-"""Folders of programs and libraries."""
+SYSTEM: Final = (
+    *("usr", "bin", "sbin", "lib*", "opt"),
+    *("nix/store", "nix/var/nix/profiles", "gnu/store"),
+)
+"""Folders of programs and libraries. The rest of ``/nix`` holds the socket of a daemon that builds
+things outside any sandbox, with the network."""
 
 ETC: Final = (
     *(
@@ -82,9 +86,14 @@ def shown(paths: Iterable[str], home: str) -> Iterator[Shown]:
         real = os.path.realpath(path)
         if not path.startswith("/") or not Path(real).exists():
             continue
-        yield Shown(real, real)
-        if (written := os.path.normpath(path)) != real and not Path(written).is_symlink():
-            yield Shown(written, real)
+        yield from as_named(path, real)
+
+
+def as_named(path: str, real: str) -> Iterator[Shown]:
+    """Yield what is at a `real` path, also under the name `path` unless that is a link."""
+    yield Shown(real, real)
+    if (written := os.path.normpath(path)) != real and not Path(written).is_symlink():
+        yield Shown(written, real)
 
 
 def hidden(paths: Iterable[str]) -> Iterator[Hidden]:

@@ -5,13 +5,13 @@ from typing import Final, NamedTuple
 
 
 class Absent(StrEnum):
-    """What stands for a protected name that does not exist: an empty folder, an empty file,
-    nothing; or it is removed, should a program have made it, once that has ended."""
+    """What stands for a protected name that does not exist: an empty folder, an empty file, a file
+    that names the folder it is in, nothing."""
 
     FOLDER = "folder"
     FILE = "file"
     NOTHING = "nothing"
-    SWEEP = "sweep"
+    HERE = "here"
 
 
 class Rule(NamedTuple):
@@ -49,7 +49,8 @@ IN_REPOSITORY: Final = (
     Rule("config.worktree", Absent.FILE),
     Rule("info/attributes", Absent.FILE),
     Rule("worktrees", Absent.NOTHING),
-    Rule("commondir", Absent.SWEEP),
+    Rule("commondir", Absent.HERE),
 )
 """Hooks and configuration; attributes put filters to use; ``worktrees`` and ``commondir`` lead git
-to other configuration. A placeholder for ``commondir`` would break git."""
+to other configuration: an empty ``commondir`` would break git, one that says where it is changes
+nothing."""

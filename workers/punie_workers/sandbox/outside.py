@@ -8,12 +8,12 @@ home, and what contains the home are never shown.
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from punie_workers.sandbox import machine
-from punie_workers.sandbox.view import within
+from punie_workers.sandbox.view import Shown, within
 
 SECRET: Final = frozenset(
     {".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker", ".netrc", ".git-credentials", ".pki"}
@@ -60,17 +60,37 @@ def programs(path: str, home: str, root: str | None = None) -> Programs:
     return found
 
 
-def of_project(root: str, home: str) -> list[str]:
+def shown(root: str | None, home: str, write: Iterable[Shown]) -> Iterator[Shown]:
+    """Yield what a project needs, where programs can change `write` besides."""
+    if root is None:
+        return
+    places = [place.source for place in write]
+    for path, real in of_project(root, home, places):
+        inside = any(within(path, place) for place in (root, *places))
+        yield from machine.as_named(real if inside else path, real)
+
+
+class Named(NamedTuple):
+    """Something outside a project: as it is written there, and its real path."""
+
+    path: str
+    real: str
+
+
+def of_project(root: str, home: str, writable: Sequence[str] = ()) -> list[Named]:
     """Return the Python that the environments of a project were made from, and the repository that
-    a linked work tree, a submodule or a folder of a repository belongs to."""
+    a linked work tree, a submodule or a folder of a repository belongs to. A program may swap
+    links on the way at any moment, so each name is resolved once, and its real path is what was
+    looked at: none that lies in the project or in other `writable` places."""
     pythons = [prefix for name in ENVIRONMENTS for prefix in _pythons(Path(root, name))]
     parts = [part for prefix in pythons for part in _whole_or_parts(prefix, home)]
     wanted = [*parts, *_repositories(Path(root), home)]
-    seen = (root, *machine.folders())
+    seen = (root, *machine.folders(), *writable)
     return [
-        path
-        for path in dict.fromkeys(wanted)
-        if _is_fit(path, home) and not any(within(os.path.realpath(path), one) for one in seen)
+        one
+        for one in dict.fromkeys(wanted)
+        if all(_is_fit_name(name, home) for name in one)
+        and not any(within(one.real, place) for place in seen)
     ]
 
 
@@ -109,13 +129,15 @@ def _needed_by(folder: str, home: str) -> list[str]:
 
 
 def _is_fit(path: str, home: str) -> bool:
-    """Whether a path may be shown: not the home or above it, not a place of secrets or in one."""
-    for one in (path, os.path.realpath(path)):
-        if one == "/" or (home and within(home, one)):
-            return False
-        if home and within(one, home) and _is_secret(one[len(home) + 1 :]):
-            return False
-    return True
+    """Whether a path may be shown, by what it is called and where it leads."""
+    return all(_is_fit_name(one, home) for one in (path, os.path.realpath(path)))
+
+
+def _is_fit_name(path: str, home: str) -> bool:
+    """Whether it is not the home or above it, not a place of secrets or in one."""
+    if path == "/" or (home and within(home, path)):
+        return False
+    return not (home and within(path, home) and _is_secret(path[len(home) + 1 :]))
 
 
 def _is_secret(path: str) -> bool:
@@ -128,7 +150,7 @@ def _is_secret(path: str) -> bool:
     return first in SECRET or f"{first}/{second}" in SECRET
 
 
-def _pythons(environment: Path) -> Iterator[str]:
+def _pythons(environment: Path) -> Iterator[Named]:
     """Yield the prefixes of the Python that an environment names, as far as they are some."""
     settings = _text(environment / "pyvenv.cfg")
     if not settings:
@@ -136,15 +158,21 @@ def _pythons(environment: Path) -> Iterator[str]:
     named = re.search(r"^home *= *(/.*?) *$", settings, re.MULTILINE | re.IGNORECASE)
     folders = [Path(named[1])] if named else []
     folders += [link.parent for link in _links(environment / "bin" / "python")]
-    for prefix in [folder.parent for folder in folders]:
-        yield from (str(place) for place in (prefix, prefix.resolve()) if is_python(place))
+    for prefix in [_resolved(folder.parent) for folder in folders]:
+        if is_python(Path(prefix.real)):
+            yield prefix
 
 
-def _whole_or_parts(prefix: str, home: str) -> list[str]:
+def _resolved(path: Path) -> Named:
+    return Named(str(path), os.path.realpath(path))
+
+
+def _whole_or_parts(prefix: Named, home: str) -> list[Named]:
     """Return an installation, or what makes it one where it shares a folder with other things."""
-    if prefix == "/" or _is_fit(prefix, home):
+    if prefix.real == "/" or all(_is_fit_name(name, home) for name in prefix):
         return [prefix]
-    return [f"{prefix}/bin", *map(str, Path(prefix).glob("lib*/python3.*"))]
+    place = Path(prefix.real)
+    return [_resolved(part) for part in (place / "bin", *place.glob("lib*/python3.*"))]
 
 
 def _links(path: Path) -> Iterator[Path]:
@@ -163,23 +191,28 @@ def is_python(prefix: Path) -> bool:
     return any(programs) and any(libraries)
 
 
-def _repositories(root: Path, home: str) -> Iterator[str]:
+def _repositories(root: Path, home: str) -> Iterator[Named]:
     """Yield folders of a repository that lie outside `root`. Each must know `root` as its work
     tree: a ``.git`` file can name anything."""
     pointer = _text(root / ".git")
     if pointer.startswith("gitdir:"):
-        yield from _of_work_tree(root, _normal(root / pointer[7:].strip()))
-    elif not os.path.lexists(root / ".git"):
-        yield from _above(root, home)
+        folder = Path(os.path.realpath(root / pointer[7:].strip()))
+        found = None if folder.is_relative_to(root) else _of_work_tree(root, folder)
+    else:
+        found = None if os.path.lexists(root / ".git") else _above(root, home)
+    if found is not None:
+        yield found
 
 
-def _of_work_tree(root: Path, folder: Path) -> Iterator[str]:
+def _of_work_tree(root: Path, folder: Path) -> Named | None:
+    """Return the repository of `folder`, which is real."""
     if _text(folder / "gitdir").strip() == f"{root}/.git":
         common = _normal(folder / _text(folder / "commondir").strip())
         if _is_repository(common) and folder.is_relative_to(common / "worktrees"):
-            yield str(common)
+            return Named(str(common), str(common))
     elif _is_repository(folder) and _work_tree_of(folder) == root:
-        yield str(folder)
+        return Named(str(folder), str(folder))
+    return None
 
 
 def _work_tree_of(folder: Path) -> Path | None:
@@ -187,15 +220,16 @@ def _work_tree_of(folder: Path) -> Path | None:
     return _normal(folder / named[1]) if named else None
 
 
-def _above(root: Path, home: str) -> Iterator[str]:
-    """Yield the repository of the nearest folder above that has one, but not that of the home: who
+def _above(root: Path, home: str) -> Named | None:
+    """Return the repository of the nearest folder above that has one, but not that of the home: who
     keeps their settings in one keeps secrets in it."""
     for folder in root.parents:
         if home and within(home, str(folder)):
-            return
-        if _is_repository(folder / ".git"):
-            yield str(folder / ".git")
-            return
+            return None
+        found = _resolved(folder / ".git")
+        if _is_repository(Path(found.real)):
+            return found
+    return None
 
 
 def _is_repository(folder: Path) -> bool:

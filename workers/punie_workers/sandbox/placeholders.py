@@ -1,4 +1,4 @@
-"""Empty things that stand for protected names which do not exist, while a program runs.
+"""Things as good as empty that stand for protected names which do not exist, while a program runs.
 
 One is recognised by its time stamp, `STAMP`, and by being empty: nothing is written down. Whoever
 uses one holds a shared lock on it; the last one removes it. One that a crash left behind is used
@@ -18,11 +18,13 @@ from punie_workers.sandbox.names import Absent
 
 STAMP: Final = 1_000_000_007
 """When, by its time stamp, something of ours was last changed: seconds since 1970."""
+HERE: Final = b".\n"
+"""What is in a file that names the folder it is in."""
 PATIENCE_S: Final = 2.0
 """Seconds to wait for another program's placeholder to be made or removed."""
 _PAUSE_S: Final = 0.002
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-_MADE: Final = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MADE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make(parent: int, name: str, what: Absent) -> None:
@@ -31,19 +33,25 @@ def make(parent: int, name: str, what: Absent) -> None:
         if what is Absent.FOLDER:
             os.mkdir(name, 0o755, dir_fd=parent)
         else:
-            os.close(os.open(name, _MADE, 0o644, dir_fd=parent))
+            fd = os.open(name, _MADE, 0o644, dir_fd=parent)
+            try:
+                os.write(fd, HERE if what is Absent.HERE else b"")
+            finally:
+                os.close(fd)
         os.utime(name, (STAMP, STAMP), dir_fd=parent, follow_symlinks=False)
     except FileExistsError:
         return
 
 
 def is_empty(fd: int) -> bool:
-    """Whether a readable file or folder has nothing in it."""
+    """Whether a readable file or folder has nothing in it, or no more than `HERE`."""
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         with os.scandir(fd) as entries:
             return next(entries, None) is None
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+    if not stat.S_ISREG(status.st_mode) or status.st_size > len(HERE):
+        return False
+    return os.pread(fd, len(HERE), 0) in (b"", HERE)
 
 
 class Used:

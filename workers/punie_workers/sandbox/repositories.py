@@ -10,6 +10,8 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Final
 
+from punie_workers.sandbox.confinement import refused
+
 MAX_DEPTH: Final = 3
 MAX_FOLDERS: Final = 2_000
 """How far repositories inside the project are looked for: levels, and folders in all. What lies
@@ -25,14 +27,14 @@ _SETTING: Final = re.compile(
 )
 
 
-def inner(root: int) -> Iterator[str]:
-    """Yield the paths from the root of every ``.git`` in the project that is no link, files too,
-    and of the folders of its submodules; and of folders of other names that are a repository's
-    own: bare ones, those of ``git init --separate-git-dir``."""
+def inner(root: int, depth: int = MAX_DEPTH) -> Iterator[str]:
+    """Yield the paths from the root of every ``.git`` that is no link, files too, in folders at
+    most `depth` levels down, and of the folders of its submodules; and of folders of other names
+    that are a repository's own: bare ones, those of ``git init --separate-git-dir``."""
     looked = 0
     todo = deque([("", 0)])
     while todo and looked < MAX_FOLDERS:
-        folder, depth = todo.popleft()
+        folder, level = todo.popleft()
         looked += 1
         entries = _entries(root, folder)
         if folder and dict(entries).keys() >= _OWN:
@@ -44,16 +46,19 @@ def inner(root: int) -> Iterator[str]:
             if name == ".git":
                 yield path
                 yield from _modules(root, f"{path}/modules") if is_folder else ()
-            elif is_folder and depth < MAX_DEPTH and name not in _SKIPPED:
-                todo.append((path, depth + 1))
+            elif is_folder and level < depth and name not in _SKIPPED:
+                todo.append((path, level + 1))
 
 
 def _modules(root: int, folder: str) -> Iterator[str]:
-    """Yield the folders of submodules: those that have a ``HEAD``. Their names may have parts."""
+    """Yield the folders of submodules: those that have a ``HEAD``. Their names may have parts.
+    Raises `PunieError` for more than can be looked at: a program may have made them."""
     todo = deque([folder])
-    for _ in range(MAX_FOLDERS):
-        if not todo:
-            return
+    looked = 0
+    while todo:
+        if (looked := looked + 1) > MAX_FOLDERS:
+            message = f"'{folder}' of the project holds more than {MAX_FOLDERS} folders"
+            raise refused(f"{message}: submodules in it cannot be protected", "clear it up")
         path = todo.popleft()
         entries = _entries(root, path)
         if any(name == "HEAD" for name, _ in entries):

@@ -144,8 +144,9 @@ def _rules(wanted: Confinement, facts: Facts, private: str) -> Iterator[str]:
     if network:
         yield NETWORK
         yield _rule("allow", "mach-lookup", _each("global-name", NETWORK_SERVICES))
-    if wanted.root is not None and wanted.writable:
-        yield from _protected(wanted.root)
+    if wanted.writable:
+        for place in dict.fromkeys([wanted.root, *(shown.path for shown in facts.write)]):
+            yield from _protected(place) if place is not None else ()
     if facts.hidden:
         paths = [hidden.path for hidden in facts.hidden]
         yield _rule("deny", "file-read* file-write* network*", _each("subpath", paths))
@@ -228,12 +229,11 @@ def _private() -> str:
 def _facts(wanted: Confinement, home: str) -> tuple[Facts, list[str]]:
     programs = outside.programs(os.environ.get("PATH", ""), home, wanted.root)
     read = [*wanted.read, *wanted.settings.read, *programs.shown]
-    if wanted.root is not None:
-        read += outside.of_project(wanted.root, home)
+    write = tuple(machine.shown(wanted.settings.write, home))
     facts = Facts(
         home=home,
-        read=tuple(machine.shown(read, home)),
-        write=tuple(machine.shown(wanted.settings.write, home)),
+        read=(*machine.shown(read, home), *outside.shown(wanted.root, home, write)),
+        write=write,
         hidden=tuple(machine.hidden(wanted.hidden)),
     )
     return facts, programs.path

@@ -130,6 +130,13 @@ def _places(wanted: Confinement, facts: Facts) -> list[Mount]:
     return sorted(places, key=lambda mount: PurePosixPath(mount.path).parts)
 
 
+def hidden(wanted: Confinement, facts: Facts) -> list[str]:
+    """Return what is hidden in the project, from its root."""
+    root = PurePosixPath(wanted.root or "/")
+    paths = [PurePosixPath(one.path) for one in facts.hidden]
+    return [str(path.relative_to(root)) for path in paths if path.is_relative_to(root)]
+
+
 def _is_hidden(mount: Mount, facts: Facts) -> bool:
     return any(
         within(path, hidden.path) for hidden in facts.hidden for path in (mount.path, mount.source)
