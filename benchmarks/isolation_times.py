@@ -56,16 +56,17 @@ def measure(samples: int) -> dict[str, Any]:
     return figures | {"samples_times_ms": {name: common.rounded(raw[name]) for name in raw}}
 
 
-# passive → first tool answer
+# passive → open → first tool answer
 
 
 async def activation(home: Path, level: Isolation, samples: int) -> dict[str, list[float]]:
-    """Return milliseconds from a prompt to the answer of its first tool: of a passive project, and
-    for comparison of the same right afterwards. At level ``interpreter`` the worker runs
-    already, for another project."""
+    """Return milliseconds from a prompt of a passive project until its turn begins, with the
+    project open in a worker (``activate``), and until the answer of its first tool (``passive``);
+    for comparison the latter of the same prompt right afterwards (``active``). At level
+    ``interpreter`` the worker runs already, for another project."""
     root, other = make_project(home / "one", small=True), make_project(home / "two", small=True)
-    passive, active = f"activate_{level.value}_ms", f"active_{level.value}_ms"
-    raw: dict[str, list[float]] = {passive: [], active: []}
+    names = [f"{kind}_{level.value}_ms" for kind in ("activate", "passive", "active")]
+    raw: dict[str, list[float]] = {name: [] for name in names}
     async with running(home / "home", f"idle_s = {_IDLE_S}\n") as client:
         await client.warm(home)
         busy: asyncio.Task[Json] | None = None
@@ -78,15 +79,18 @@ async def activation(home: Path, level: Isolation, samples: int) -> dict[str, li
             await client.until(lambda status: _state(status, root) == "passive")
             await asyncio.sleep(_SETTLED_S)
             await quiet()
-            raw[passive].append(await first_answer(client, session))
-            raw[active].append(await first_answer(client, session))
+            begun, passive = await first_answer(client, session)
+            _, active = await first_answer(client, session)
+            for name, value in zip(names, (begun, passive, active), strict=True):
+                raw[name].append(value)
         if busy is not None:
             busy.cancel()
     return raw
 
 
-async def first_answer(client: Client, session: str) -> float:
-    """Return the milliseconds from a prompt to its tool's answer; the turn is over then."""
+async def first_answer(client: Client, session: str) -> tuple[float, float]:
+    """Return the milliseconds from a prompt to the begin of its turn, as the turn's own timings
+    say, and to its tool's answer; the turn is over then."""
     answered: list[float] = []
 
     def watch(params: Json) -> None:
@@ -96,8 +100,8 @@ async def first_answer(client: Client, session: str) -> float:
 
     client.watch = watch
     start = time.perf_counter()
-    await client.prompt(session, look())
-    return (answered[0] - start) * 1000
+    meta = await client.prompt(session, look())
+    return meta["timingsMs"]["queue"], (answered[0] - start) * 1000
 
 
 async def quiet() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from punie_protocol.messages.common import Isolation
 from tests.support.cli import COMMAND, Punie, alive, daemon_pids, wait_until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("faults")]
@@ -143,7 +144,7 @@ def test_bad_config_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_a_restart_with_a_bad_config_leaves_the_daemon_alone(tmp_path: Path) -> None:
-    user = Punie(tmp_path)
+    user = Punie(tmp_path, Isolation.PROCESS)
     try:
         assert user.run("up").returncode == 0
         before = user.status()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from punie_protocol.messages.common import Isolation
 from tests.support.cli import COMMAND, Punie, wait_until
 from tests.support.openai_server import say
 from tests.support.scripted_user import Script, program, use
@@ -28,10 +29,18 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Punie]:
+    """Levels are what this module is about: it begins with the default."""
+    punie = Punie(tmp_path_factory.mktemp("u"), Isolation.PROCESS)
+    yield punie
+    punie.close()
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Punie]:
     """A user of their own, without a daemon so far."""
-    own = Punie(tmp_path / "u")
+    own = Punie(tmp_path / "u", Isolation.PROCESS)
     own.home.mkdir()
     yield own
     own.close()

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from punie_protocol.messages.common import Isolation
 from punie_supervisor.turn import MAX_RESUMES
-from tests.support.cli import Punie, wait_until
+from tests.support.cli import LEVEL, Punie, wait_until
 from tests.support.openai_server import OpenAIServer, Reply, Request, say
 from tests.support.scripted_user import Script, use
 
@@ -60,6 +61,13 @@ def children(user: Punie) -> set[int]:
     return {child.pid for child in psutil.Process(daemon).children()}
 
 
+def shared(user: Punie) -> set[int]:
+    """Return the pid of the worker that projects share, if they do."""
+    if LEVEL is Isolation.PROCESS:
+        return set()
+    return {pid for pid in children(user) if psutil.Process(pid).name() == "punie-worker"}
+
+
 def kill(user: Punie, others: set[int], asked: subprocess.Popen[str]) -> bool:
     """Kill the worker of this turn; return false when the turn was over before."""
     workers = children(user) - others
@@ -99,7 +107,7 @@ def test_each_edit_happens_once_though_its_worker_is_killed(user: Punie, tmp_pat
             log = tmp_path / f"p{round}" / "log"
             log.parent.mkdir()
             log.write_text("END\n")
-            others = children(user)
+            others = children(user) - shared(user)
             asked = user.popen("ask", "-C", log.parent, "--model", script.model, "--edit", "Do it")
             hits = kill_some(script, user, rng, others, asked)
             answer, errors = asked.communicate(timeout=50)

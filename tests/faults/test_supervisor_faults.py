@@ -94,7 +94,7 @@ def test_garbage_ends_the_worker_it_came_from_alone(punie_home: Path, tmp_path: 
         a.mkdir()
         b.mkdir()
         async with running(punie_home) as (_, paths), Client.connect(paths) as client:
-            bad, good = await client.session(a), await client.session(b)
+            bad, good = [await client.session(project, "process") for project in (a, b)]
             waiting = await client.ask(good, "wait")
             await client.until(lambda m: "waiting" in json.dumps(m))
             with pytest.raises(Failed) as failed:

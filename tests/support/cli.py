@@ -25,18 +25,23 @@ PATIENCE = 60.0
 class Punie:
     """A user with an empty home. `close` stops the daemon and says whether it went."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, level: Isolation = LEVEL) -> None:
         self.home = home
+        self.level = level
         kept = ("PATH", "LANG", "TMPDIR")
         self.environ = {name: os.environ[name] for name in kept if name in os.environ}
         self.environ |= {"HOME": str(home), "PUNIE_HOME": str(home / "punie")}
-        config = home / "punie" / "config" / "config.toml"
-        if LEVEL is not Isolation.PROCESS and not config.exists():
-            config.parent.mkdir(parents=True)
-            config.write_text(f'isolation = "{LEVEL}"\n')
+
+    def _set_level(self) -> None:
+        """Before the first command, and unless the test has a config file of its own."""
+        config = self.home / "punie" / "config" / "config.toml"
+        if self.level is not Isolation.PROCESS and not config.exists():
+            config.parent.mkdir(parents=True, exist_ok=True)
+            config.write_text(f'isolation = "{self.level}"\n')
 
     def popen(self, *args: str | Path) -> subprocess.Popen[str]:
         """Start the command; stdin is empty."""
+        self._set_level()
         return self.popen_of([*COMMAND, *map(str, args)])
 
     def popen_of(self, command: list[str]) -> subprocess.Popen[str]:
@@ -53,6 +58,7 @@ class Punie:
 
     def run(self, *args: str | Path, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
+        self._set_level()
         return subprocess.run(
             [*COMMAND, *map(str, args)],
             capture_output=True,

@@ -341,7 +341,7 @@ def main() -> NoReturn:
 
     _mend_streams()
     try:
-        app()
+        _run(sys.argv[1:])
     except PunieError as error:
         output.say_error(error.error)
         sys.exit(exit_code(error))
@@ -357,6 +357,18 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.OK)
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command. `status` is asked for by scripts and shell prompts all the time, and typer
+    takes longer to read its one option (it imports pydantic) than the daemon takes to answer."""
+    match arguments:
+        case ["status", *options] if options in ([], ["--json"]):
+            from punie_supervisor.cli import daemon
+
+            sys.exit(daemon.status(as_json=bool(options)))
+        case _:
+            app()
 
 
 def _mend_streams() -> None:
