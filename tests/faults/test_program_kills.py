@@ -24,12 +24,20 @@ def user(tmp_path: Path) -> Iterator[Punie]:
 
 
 def gits(user: Punie) -> list[psutil.Process]:
-    """Return the git processes that some worker runs."""
+    """Return the processes of ``git status`` that some worker runs: the one that waits, as what it
+    asks git before ends by itself."""
     lock = user.home / "punie" / "run" / "punie.lock"
     if not lock.exists():
         return []
     found = psutil.Process(int(lock.read_text())).children(recursive=True)
-    return [process for process in found if process.name() == "git"]
+    return [process for process in found if "status" in _words(process)]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() if process.name() == "git" else []
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_a_killed_worker_takes_its_programs_along(user: Punie, tmp_path: Path) -> None:
