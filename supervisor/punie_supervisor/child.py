@@ -64,6 +64,26 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
         return self.code != 0
 
 
+def begin(spec: ChildSpec, kind: socket.SocketKind) -> tuple[Process, socket.socket]:
+    """Start a process of `spec` and return it with our end of its control socket, the caller's to
+    close. Raises `OSError`, and then nothing is left. To be called from the main thread, see
+    `Process.start`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with theirs:
+        try:
+            process = Process.start(
+                spec.id,
+                spec.argv(theirs.fileno()),
+                environment=spec.environment,
+                cwd=spec.cwd,
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
+
+
 class Child:
     """Owns one process, its group, its control link and its output.
 
@@ -87,21 +107,8 @@ class Child:
 
         To be called from the main thread, see `Process.start`.
         """
-        ours, theirs = socket.socketpair()
-        try:
-            process = Process.start(
-                spec.id,
-                spec.argv(theirs.fileno()),
-                environment=spec.environment,
-                cwd=spec.cwd,
-                pass_fds=(theirs.fileno(),),
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return await cls.over(spec, process, ours, WorkerStart.SPAWN, decoder)
+        process, control = begin(spec, socket.SOCK_STREAM)
+        return await cls.over(spec, process, control, WorkerStart.SPAWN, decoder)
 
     @classmethod
     async def over(

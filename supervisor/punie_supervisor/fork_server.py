@@ -24,7 +24,7 @@ from punie_protocol import births
 from punie_protocol.births import Bear, Born, Cold, NotBorn, Warm
 from punie_protocol.client import WorkerStart
 from punie_supervisor import logs, strays
-from punie_supervisor.child import Child
+from punie_supervisor.child import Child, begin
 from punie_supervisor.child_spec import ChildSpec
 from punie_supervisor.process import Process, describe
 
@@ -68,25 +68,12 @@ class ForkServer:
     async def start(cls, spec: ChildSpec) -> Self:
         """Start the process; `warm` waits for it. Raises `OSError`. To be called from the main
         thread."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        try:
-            process = Process.start(
-                spec.id,
-                spec.argv(theirs.fileno()),
-                environment=spec.environment,
-                cwd=spec.cwd,
-                pass_fds=(theirs.fileno(),),
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        server = cls(process, ours)
+        process, link = begin(spec, socket.SOCK_SEQPACKET)
+        link.setblocking(False)
+        server = cls(process, link)
         process.watch(server._ended)
         await process.read_output()
-        server._loop.add_reader(ours, server._readable)
+        server._loop.add_reader(link, server._readable)
         return server
 
     async def warm(self) -> bool:
