@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the reference pages that are derived from code: protocol, tools and code-mode in
-``docs/reference``, and the table of classes in security.
+"""Writes the reference pages that are derived from code: protocol, tools, code-mode and
+metrics in ``docs/reference``, and the table of classes in security.
 
 ``--check`` writes nothing and exits 1 when a page is not what the code says.
 """
@@ -15,7 +15,8 @@ from typing import Any, get_args
 import msgspec
 import security_table
 
-from punie_protocol import client, errors, limits
+from punie_model_host import metrics, prometheus
+from punie_protocol import client, engine, errors, limits
 from punie_protocol.messages import to_model_client, to_model_host, to_supervisor, to_worker
 from punie_protocol.tool_types import Tool
 from punie_protocol.tool_views import parameters_schema, prompt_stubs, signature
@@ -71,6 +72,38 @@ fails is told with the line, what it had printed, and what it had changed by the
 **Cancelled**, the sandbox process is ended and the tool call under way is cancelled; no other \
 starts."""
 
+METRICS_INTRODUCTION = f"""\
+Generated from `punie_model_host.prometheus` by `make docs`.
+
+What the model host's engine says of itself at `/metrics` of its HTTP door, in Prometheus' text \
+format ({prometheus.CONTENT_TYPE.partition("; charset")[0]}). `punie status` shows the most \
+important of it; `punie status --json` has all of it under `model.engine`, also without the door, \
+and under `model.door` where the door is and the file with its key. Counters and histograms begin \
+anew when the model host is started.
+
+`client` is the opaque id of a project, or of who came through the HTTP door. The \
+{metrics.MAX_CLIENTS} clients that were active most recently are told apart, all others, and those \
+with an id of more than {metrics.MAX_NAME} characters, are `client="{metrics.OTHER}"`; one that \
+comes back from there begins anew at 0, as after a restart. \
+`end` is {", ".join(f"`{end}`" for end in metrics.End)}; `error` is a type of the [protocol's \
+errors](protocol.md#errors); `state` is `queued`, `prefilling` or `running`, of a client without \
+`prefilling`: all that do not wait run; `part` is `running`, `reserved` or `cache`.
+
+What Prometheus needs to be told, with the port and the file from there:
+
+```yaml
+scrape_configs:
+  - job_name: punie
+    authorization: {{credentials_file: KEY_FILE}}
+    static_configs: [{{targets: ["127.0.0.1:PORT"]}}]
+```
+
+The 95th percentile of the time to the first token, over five minutes:
+
+```text
+histogram_quantile(0.95, rate({prometheus.PREFIX}time_to_first_token_seconds_bucket[5m]))
+```"""
+
 EXTENSIONS = (
     (client.ACCEPTED, "daemon → client", "notification", client.Accepted, None),
     (client.PROGRESS, "daemon → client", "notification", client.Progress, None),
@@ -81,6 +114,7 @@ EXTENSIONS = (
     (client.TRUST, "client → daemon", "request", client.Trust, client.TrustReport),
     (client.PERF, "client → daemon", "request", client.PerfQuery, client.PerfReport),
     (client.PROMPT, "client → daemon", "request", client.PromptQuery, client.PromptReport),
+    (client.SERVE, "client → daemon", "request", client.Serve, engine.DoorStatus),
     (client.SHUTDOWN, "client → daemon", "request", None, None),
 )
 
@@ -106,6 +140,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "protocol.md": protocol_page(),
         REFERENCE / "tools.md": tools_page(),
         REFERENCE / "code-mode.md": code_mode_page(),
+        REFERENCE / "metrics.md": metrics_page(),
         SECURITY: security_table.page(SECURITY.read_text()),
     }
 
@@ -166,6 +201,16 @@ def code_mode_page() -> str:
         *shown,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def metrics_page() -> str:
+    """Return the page of the engine's metrics."""
+    rows = [
+        (f"`{one.name}`", one.kind, one.unit, ", ".join(one.labels), one.help)
+        for one in prometheus.FAMILIES
+    ]
+    table = _table(("metric", "type", "unit", "labels", "meaning"), rows)
+    return f"# Metrics\n\n{METRICS_INTRODUCTION}\n\n{table}\n"
 
 
 def _limit_rows(limits: Limits) -> list[tuple[str, ...]]:

@@ -45,12 +45,17 @@ def convert(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    kinds = schema.get("type", ())
-    allowed = {kinds} if isinstance(kinds, str) else {str(kind) for kind in kinds}
-    for branch in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+    kinds = schema.get("type")
+    allowed = {kinds} if isinstance(kinds, str) else {str(kind) for kind in _list(kinds)}
+    for branch in (*_list(schema.get("anyOf")), *_list(schema.get("oneOf"))):
         if isinstance(branch, Mapping):
             allowed |= _types(branch)
     return allowed
+
+
+def _list(value: Any) -> list[Any]:
+    """What a schema says there, nothing if that is no list: clients write schemas as they like."""
+    return value if isinstance(value, list) else []
 
 
 def _literal(text: str) -> Any:

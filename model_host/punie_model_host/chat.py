@@ -1,6 +1,6 @@
 """A conversation as the tokens of a prompt, through the model's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
@@ -41,23 +41,26 @@ def render(
     controls: Sequence[str] = (),
     *,
     to_answer: bool = True,
+    check: Callable[[str], None] = lambda text: None,
 ) -> Prompt:
     """Return the prompt. `controls` are quoted where messages (instructions excepted) contain
     them: what users, tools and the model wrote is text, only the template's tags are tokens.
-    With `to_answer` the opening of an answer follows. Raises `PunieError` when the conversation
-    does not fit the template."""
+    With `to_answer` the opening of an answer follows. `check` is given the rendered text before it
+    is tokenized, and may raise. Raises `PunieError` when the conversation does not fit the
+    template."""
     if not messages:
         raise PunieError(InvalidRequest(message="a conversation without messages"))
     shown = [_tool(tool) for tool in tools] if style is PromptStyle.TOOLS else []
     quoting = Quoting(controls)
-    chat = [_message(message, quoting) for message in messages]
     try:
+        chat = [_message(message, quoting) for message in messages]
         text = tokenizer.apply_chat_template(
             chat, tools=shown or None, add_generation_prompt=to_answer, tokenize=False
         )
-    except TemplateError as error:
+    except (TemplateError, RecursionError) as error:
         message = f"the chat template refuses this conversation: {error}"
         raise PunieError(InvalidRequest(message=message)) from error
+    check(text)
     return Prompt(quoting.encode(tokenizer, text), text.rstrip().endswith(_THINK))
 
 

@@ -1,18 +1,19 @@
 """The engine: requests in, token events out, one `step` at a time. No sockets, no threads; all of
-it belongs to the one thread that calls it, because MLX's arrays do."""
+it belongs to the one thread that calls it, because MLX's arrays do.
 
-import gc
+A step begins one token of every row that is decoded, takes the tokens of the step before, then
+begins a few chunks of prompts: a GPU always has its next piece of work when it ends one. On a CPU
+there is nothing to run ahead of, MLX computes while it is told to: tokens are taken at once.
+"""
+
 import logging
 import secrets
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, assert_never
 
 import mlx.core as mx
-from mlx_lm.utils import can_run_metal
 
 from punie_model_host.engine_messages import (
     Cancel,
@@ -20,86 +21,84 @@ from punie_model_host.engine_messages import (
     Emission,
     Key,
     LoadCommand,
-    ModelIs,
     Quit,
+    Refused,
+    StatusIs,
     Submit,
     ToClient,
 )
-from punie_model_host.folder import ModelFolder, check_folder, resolve
-from punie_model_host.generation import PROGRESS_INTERVAL, Generation, Phase, Produced, Settings
-from punie_model_host.loading import LoadedModel, build, display_name, read_weights
 from punie_model_host.log import event
-from punie_model_host.prompt_cache import PromptCache
-from punie_model_host.scheduler import Scheduler
-from punie_protocol.errors import (
-    Cancelled,
-    Internal,
-    ModelFault,
-    ModelUnavailable,
-    Overloaded,
-    PunieError,
-    WireError,
-)
+from punie_model_host.metrics import End, Gauges, Metrics, Ran
+from punie_model_host.model_switch import ModelSwitch
+from punie_model_host.request import Phase, Produced, Request
+from punie_model_host.sampling import UNSOUND, RowError
+from punie_model_host.serving import Serving
+from punie_protocol.engine import EngineSettings, KVStatus
+from punie_protocol.errors import Cancelled, ModelFault, PunieError, WireError, kind_of
 from punie_protocol.messages.common import Usage
-from punie_protocol.messages.to_model_client import Failed
-from punie_protocol.messages.to_supervisor import Load, ModelState
+from punie_protocol.messages.to_model_client import Failed, Finished
 
-MAX_QUEUED: Final = 64
-_CPU_CHUNK: Final = 128
-_METAL_CHUNK: Final = 512
+REPORT_INTERVAL: Final = 1.0
+"""Seconds between two reports while there is work."""
+_LAST_REPORT: Final = 0.1
+"""The same when the work is done."""
+_CLEAR_EVERY: Final = 256
+"""Steps after which MLX's pool of freed buffers is emptied, as mlx-lm does."""
+
+_CANCELLED: Final = str(Cancelled.__struct_config__.tag)
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Active:
-    key: Key
-    generation: Generation
-
-
-@dataclass(frozen=True, slots=True)
-class _Switch:
-    request_id: int
-    model: str
-    folder: ModelFolder
-
-
 class Engine:
-    """Owns model, tokenizer, caches and the queue. `emit` is called in the engine's thread;
-    `look_up` is called between the tensors of a load and may call `handle`."""
+    """Owns the requests; what belongs to the loaded model is its `Serving`. `emit` is called in
+    the engine's thread; `look_up` is called between the tensors of a load and may call `handle`.
+    `cache_dir` keeps the prefix cache between two starts; `ahead` is how many steps may be begun
+    before the tokens of one are taken, 0 or 1, None for what suits the device."""
 
     def __init__(
         self,
         models_dir: Path,
-        cache_budget: int,
+        settings: EngineSettings,
         emit: Callable[[Emission], None],
         *,
+        cache_dir: Path | None = None,
         look_up: Callable[[], None] = lambda: None,
         new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(8)}",
         clock: Callable[[], float] = time.perf_counter,
-        prefill_chunk: int | None = None,
+        ahead: int | None = None,
     ) -> None:
-        self._models_dir = models_dir
+        self._settings = settings
+        self._ahead = (mx.default_device() != mx.cpu) if ahead is None else ahead
+        self._cache_dir = cache_dir
         self._emit = emit
-        self._look_up = look_up
-        chunk = prefill_chunk or (_METAL_CHUNK if can_run_metal() else _CPU_CHUNK)
-        self._settings = Settings(chunk, new_call_id, clock)
-        self._queue: Scheduler[Submit] = Scheduler(MAX_QUEUED)
-        self._cache = PromptCache(cache_budget)
-        self._active: _Active | None = None
-        self._loaded: LoadedModel | None = None
-        self._switch: _Switch | None = None
-        self._load_error: WireError | None = None
+        self._new_call_id = new_call_id
+        self._clock = clock
+        self._metrics = Metrics()
+        self._requests: dict[Key, Request] = {}
+        self._before: list[Submit] = []
+        self._serving: Serving | None = None
+        self._switch = ModelSwitch(
+            models_dir, emit, give_up=self._give_up, look_up=look_up, clock=clock
+        )
+        self._steps = 0
+        self._reported = float("-inf")
+        self._unreported = False
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return bool(self._active or self._switch or len(self._queue))
+        return bool(self._requests or self._before or self._switch.waits)
 
     @property
     def is_answering(self) -> bool:
         """Whether the next `step` works on a request; else it loads a model or does nothing."""
-        return bool(self._active or (len(self._queue) and not self._switch))
+        return bool(self._requests)
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether `do_chore` may have something to do, now or in a while."""
+        return self._unreported or (self._serving is not None and self._serving.has_chores)
 
     def handle(self, command: Command) -> None:
         """Take in a command; returns soon, except for the file checks of a `LoadCommand`."""
@@ -108,71 +107,207 @@ class Engine:
                 self._submit(command)
             case Cancel(key):
                 self._cancel(key)
-            case LoadCommand(request_id, model):
-                self._prepare_switch(request_id, model)
+            case Refused():
+                self._refused(command)
+            case LoadCommand():
+                self._switch.ask(command)
             case Quit():
                 pass
             case _:
                 assert_never(command)
 
     def step(self) -> None:
-        """Do one bounded piece of work: a chunk of a prompt, a token, or the load of a model."""
-        if self._active is not None:
-            self._advance(self._active)
-        elif self._switch is not None:
-            self._perform(self._switch)
-        elif (submit := self._queue.pop()) is not None:
-            self._begin(submit)
+        """Do one bounded piece of work: a token of each row and a chunk of a prompt, or the load
+        of a model."""
+        if self._requests and self._serving is not None:
+            self._advance(self._serving)
+        elif self._switch.waits:
+            self._change_model()
+        else:
+            waiting, self._before = self._before, []
+            for submit in waiting:
+                self._begin(submit)
+        self._report()
+
+    def do_chore(self) -> bool:
+        """In a quiet moment: one bounded piece of work that no request waits for; True while there
+        is more to do at once."""
+        self._report()
+        return self._serving is not None and self._serving.save_one(self._clock())
+
+    def close(self, deadline: float) -> None:
+        """Save what a next start can use, until the clock says `deadline`."""
+        if self._serving is not None:
+            self._serving.save_all(lambda: self._clock() >= deadline)
 
     # requests
 
     def _submit(self, submit: Submit) -> None:
-        request = submit.request
-        if not self._queue.push(submit, request.client_id, request.priority):
-            message = f"the model host's queue is full: {MAX_QUEUED} requests wait"
-            self._fail(submit.key, Overloaded(message=message, hint="try again in a moment"))
+        self._metrics.arrived(submit.request.client_id)
+        self._unreported = True
+        if self._switch.waits or self._before:
+            self._before.append(submit)  # for the model that is asked for; the desk bounds them
+        else:
+            self._begin(submit)
+
+    def _begin(self, submit: Submit) -> None:
+        client_id = submit.request.client_id
+        try:
+            if self._serving is None:
+                raise PunieError(self._switch.unavailable())
+            request = self._serving.admit(submit, self._new_call_id)
+        except Exception as error:  # noqa: BLE001  the wall round a request
+            blame = _blame(submit.key, error)
+            self._metrics.rejected(client_id, kind_of(blame))
+            self._fail(submit.key, blame)
+            return
+        self._requests[submit.key] = request
+
+    def _refused(self, refused: Refused) -> None:
+        self._metrics.arrived(refused.client_id)
+        self._unreported = True
+        if refused.kind == _CANCELLED:
+            self._metrics.ended(refused.client_id, End.CANCELLED, Usage())
+        else:
+            self._metrics.rejected(refused.client_id, refused.kind)
 
     def _cancel(self, key: Key) -> None:
         error = Cancelled(message=f"request {key.request_id} was cancelled")
-        if self._active is not None and self._active.key == key:
-            usage = self._active.generation.usage
-            self._end(self._active, intact=True)
-            self._fail(key, error, usage)
-        for submit in self._queue.remove(lambda waiting: waiting.key == key):
-            self._fail(submit.key, error)
+        if (request := self._requests.get(key)) is not None:
+            self._end(request, End.CANCELLED)
+            self._fail(key, error, request.usage)
+        for submit in [submit for submit in self._before if submit.key == key]:
+            self._before.remove(submit)
+            self._metrics.ended(submit.request.client_id, End.CANCELLED, Usage())
+            self._fail(key, error)
 
-    def _begin(self, submit: Submit) -> None:
-        if self._loaded is None:
-            self._fail(submit.key, self._unavailable())
-            return
-        try:
-            generation = Generation(
-                submit.request, self._loaded, self._cache, self._settings, submit.received
-            )
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
-            self._fail(submit.key, _blame(submit.key, error))
-            return
-        self._active = _Active(submit.key, generation)
-        self._send(submit.key, generation.progress())
+    def _advance(self, serving: Serving) -> None:
+        began = self._clock()
+        plan = serving.scheduler.plan(began)
+        rows = self._dispatch(serving, plan.decode)
+        tokens = self._read(serving, ahead=self._ahead if rows else 0)
+        now = self._clock()
+        for key, token in tokens:
+            self._take(key, token, now)
+        prefilled = self._prefill(serving, (*self._unbegun(plan.decode), *plan.prefill))
+        serving.wait(ahead=self._ahead)
+        serving.keep_to_budget(self._requests.values())
+        ended = self._clock()
+        self._metrics.step(
+            ended, seconds=ended - began, rows=rows, decoded=len(tokens), prefilled=prefilled
+        )
+        self._tidy()
 
-    def _advance(self, active: _Active) -> None:
-        try:
-            produced = active.generation.step()
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
-            usage = active.generation.usage
-            self._end(active, intact=False)
-            self._fail(active.key, _blame(active.key, error), usage)
-            return
-        if active.generation.phase is Phase.DONE:
-            self._end(active, intact=True)
-        self._send(active.key, produced)
+    def _dispatch(self, serving: Serving, keys: Sequence[Key]) -> int:
+        """Begin a token of each row of `keys`; return how many rows that are."""
+        wanted = [self._requests[key] for key in keys]
+        serving.arrange(
+            [request for request in wanted if request.wants_step], self._requests.__getitem__
+        )
+        while len(serving.batch):
+            try:
+                serving.batch.dispatch()
+            except RowError as error:
+                self._fault(self._requests[serving.batch.keys[error.index]], error.cause)
+            except Exception as error:  # noqa: BLE001  the wall round the rows
+                self._retry_alone(serving, error, self._read(serving, ahead=0))
+                return 0
+            else:
+                for key in serving.batch.keys:
+                    self._requests[key].dispatched += 1
+                return len(serving.batch)
+        return 0
 
-    def _end(self, active: _Active, *, intact: bool) -> None:
-        self._active = None
+    def _unbegun(self, keys: Iterable[Key]) -> list[tuple[Key, int]]:
+        """Rows of prompts with one token: no chunk of theirs is ever planned, they begin so."""
+        requests = [request for key in keys if (request := self._requests.get(key)) is not None]
+        return [(request.key, 0) for request in requests if request.phase is Phase.QUEUED]
+
+    def _read(self, serving: Serving, ahead: int) -> list[tuple[Key, int]]:
+        """Wait for the tokens of all dispatched steps but the last `ahead`."""
         try:
-            active.generation.release(intact=intact)
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
+            return serving.batch.read(ahead=ahead)
+        except Exception as error:  # noqa: BLE001  the wall round the rows
+            self._retry_alone(serving, error)
+            return []
+
+    def _retry_alone(
+        self, serving: Serving, error: Exception, begun: Sequence[tuple[Key, int]] = ()
+    ) -> None:
+        """A forward of all rows failed: whoever fails alone is at fault, the others go on. Tokens
+        that were `begun` before and read now are taken first: nobody loses one, and who failed
+        because of his has it when he is tried alone."""
+        keys = set(serving.batch.keys)
+        event(_log, logging.ERROR, "forward-failed", rows=len(keys), error=error)
+        serving.batch.drop()
+        for key, token in begun:
+            self._take(key, token, self._clock())
+        for request in list(self._requests.values()):
+            if request.key in keys or request.dispatched > len(request.generated):
+                self._retry(serving, request)
+
+    def _retry(self, serving: Serving, request: Request) -> None:
+        try:
+            serving.rebuild(request)
+        except Exception as fault:  # noqa: BLE001  the wall round a request
+            self._fault(request, fault)
+
+    def _prefill(self, serving: Serving, chunks: Iterable[tuple[Key, int]]) -> int:
+        """Begin chunks of prompts; return their tokens."""
+        total = 0
+        for key, tokens in chunks:
+            request = self._requests.get(key)
+            if request is None:
+                continue  # a fault ended it since the plan was made
+            try:
+                total += serving.prefill(request, tokens, self._clock())
+            except Exception as error:  # noqa: BLE001  the wall round a request
+                self._fault(request, error)
+            else:
+                self._send(key, request.progress(self._clock()))
+        return total
+
+    def _take(self, key: Key, token: int, now: float) -> None:
+        request = self._requests[key]
+        last = request.times.last
+        try:
+            if token == UNSOUND:
+                raise PunieError(_unsound(request))
+            produced = request.take(token, now)
+        except Exception as error:  # noqa: BLE001  the wall round a request
+            self._fault(request, error)
+            return
+        if len(request.generated) == 1:
+            self._metrics.first_token(request.client_id, now - request.times.received)
+        else:
+            self._metrics.gap(now - last)
+        if request.phase is Phase.DONE:
+            self._end(request, _end_of(produced))
+        else:
+            self._begun(request)
+        self._send(key, produced)
+
+    def _begun(self, request: Request) -> None:
+        assert self._serving is not None
+        self._serving.scheduler.decoded(request.key)
+        if len(request.generated) == 1:
+            self._serving.remember_prompt(request)
+
+    def _fault(self, request: Request, error: Exception) -> None:
+        self._end(request, End.FAILED, intact=False)
+        self._fail(request.key, _blame(request.key, error), request.usage)
+
+    def _end(self, request: Request, how: Ran, *, intact: bool = True) -> None:
+        assert self._serving is not None
+        del self._requests[request.key]
+        if request.phase is not Phase.DONE:
+            request.go(Phase.DONE)
+        try:
+            self._serving.release(request, intact=intact)
+        except Exception as error:  # noqa: BLE001  the wall round a request
             event(_log, logging.ERROR, "cache-dropped", error=error)
+        self._metrics.ended(request.client_id, how, request.usage)
+        self._unreported = True
 
     def _send(self, key: Key, messages: Sequence[Produced]) -> None:
         for message in messages:
@@ -182,124 +317,57 @@ class Engine:
         failed = Failed(request_id=key.request_id, error=error, usage=usage or Usage())
         self._emit(ToClient(key, failed))
 
-    def _unavailable(self) -> WireError:
-        cause = self._load_error
-        return ModelUnavailable(
-            message=f"no model is loaded: {cause.message}" if cause else "no model is loaded",
-            hint=cause.hint if cause else "",
-        )
+    def _tidy(self) -> None:
+        self._steps += 1
+        if self._steps % _CLEAR_EVERY == 0:
+            mx.clear_cache()
 
-    # models
+    # models and figures
 
-    def _prepare_switch(self, request_id: int, model: str) -> None:
-        """Check the files now; read them when the request under way is done."""
-        if self._switch is not None:
-            message = f"another model was asked for: {model}"
-            waiting, self._switch = self._switch, None
-            self._load_failed(waiting.request_id, waiting.model, Cancelled(message=message))
-        try:
-            folder = check_folder(resolve(model, self._models_dir))
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
-            self._load_failed(request_id, model, _load_blame(model, error))
-            return
-        self._switch = _Switch(request_id, model, folder)
-        self._report_loading(self._switch, 0)
-
-    def _perform(self, switch: _Switch) -> None:
-        """Build the new model, and only then give up the present one: two may not fit."""
-        self._switch = None
-        started = self._settings.clock()
-        before = self._loaded.folder if self._loaded else None
-        try:
-            self._loaded = self._load(switch, before)
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
-            self._load_failed(switch.request_id, switch.model, _load_blame(switch.model, error))
-        else:
-            self._load_error = None
-            self._report_ready(switch, started)
-        gc.collect()  # a model that was not read to its end holds its files open
-
-    def _report_ready(self, switch: _Switch, started: float) -> None:
-        assert self._loaded is not None
-        info, seconds = self._loaded.info, self._settings.clock() - started
-        event(_log, logging.INFO, "model-ready", name=info.name, seconds=f"{seconds:.2f}")
-        self._report(switch.request_id, Load.READY, info.name)
-
-    def _load(self, switch: _Switch, before: ModelFolder | None) -> LoadedModel:
-        new = build(switch.folder)
-        self._give_up()
-        try:
-            self._read(switch, new)
-        except Exception as error:
-            del new
-            _forget_frames(error)
-            self._restore(before)
-            raise
-        return new
-
-    def _restore(self, before: ModelFolder | None) -> None:
-        """A disk or memory failure that no check foresaw: go back to the model that worked."""
-        if before is None:
-            return
-        self._give_up()
-        try:
-            old = build(before)
-            read_weights(old, lambda _done, _total: self._look_up())
-            self._loaded = old
-        except Exception as error:  # noqa: BLE001  the wall round a request or a load
-            event(_log, logging.ERROR, "model-not-restored", folder=before.path, error=error)
+    def _change_model(self) -> None:
+        self._switch.perform()
+        if self._serving is None and self._switch.loaded is not None:
+            self._serving = Serving(self._switch.loaded, self._settings, self._cache_dir)
 
     def _give_up(self) -> None:
-        self._loaded = None
-        self._cache.clear()
-        gc.collect()
-        mx.clear_cache()
+        if self._serving is not None:
+            self._serving.save_all(lambda: False)
+            self._serving = None
 
-    def _read(self, switch: _Switch, new: LoadedModel) -> None:
-        reported = float("-inf")
+    def _report(self) -> None:
+        self._unreported = self._unreported or bool(self._requests)
+        now = self._clock()
+        interval = REPORT_INTERVAL if self._requests else _LAST_REPORT
+        if self._unreported and now - self._reported >= interval:
+            self._reported, self._unreported = now, False
+            self._emit(StatusIs(self._metrics.snapshot(self._gauges())))
 
-        def progress(done: int, _total: int) -> None:
-            nonlocal reported
-            now = self._settings.clock()
-            if now - reported >= PROGRESS_INTERVAL:
-                reported = now
-                self._report_loading(switch, done)
-            self._look_up()
-
-        read_weights(new, progress)
-
-    def _load_failed(self, request_id: int, model: str, error: WireError) -> None:
-        if self._loaded is None:
-            self._load_error = error
-        event(_log, logging.ERROR, "model-failed", model=model, error=error.message)
-        self._report(request_id, Load.FAILED, display_name(model), error=error)
-
-    def _report_loading(self, switch: _Switch, done: int) -> None:
-        total = switch.folder.weight_bytes
-        name = display_name(switch.model)
-        self._report(switch.request_id, Load.LOADING, name, done_bytes=done, total_bytes=total)
-
-    def _report(
-        self,
-        request_id: int,
-        state: Load,
-        name: str,
-        *,
-        done_bytes: int = 0,
-        total_bytes: int = 0,
-        error: WireError | None = None,
-    ) -> None:
-        current = self._loaded.info if self._loaded else None
-        message = ModelState(
-            request_id=request_id,
-            state=state,
-            name=name,
-            done_bytes=done_bytes,
-            total_bytes=total_bytes,
-            model=current,
-            error=error,
+    def _gauges(self) -> Gauges:
+        serving = self._serving
+        if serving is None:
+            return Gauges(kv=KVStatus())
+        per_client: dict[str, tuple[int, int]] = {}
+        for request in self._requests.values():
+            queued, running = per_client.get(request.client_id, (0, 0))
+            waits = request.phase is Phase.QUEUED
+            per_client[request.client_id] = (queued + waits, running + (not waits))
+        return Gauges(
+            queued=serving.scheduler.queued,
+            prefilling=serving.scheduler.prefilling,
+            running=serving.scheduler.decoding,
+            batch=len(serving.batch),
+            kv=serving.kv_status(self._requests.values()),
+            per_client=per_client,
         )
-        self._emit(ModelIs(message))
+
+
+def _end_of(produced: Sequence[Produced]) -> Ran:
+    return End.FINISHED if isinstance(produced[-1], Finished) else End.FAILED
+
+
+def _unsound(request: Request) -> WireError:
+    message = f"request {request.key.request_id}: the model's logits are no numbers"
+    return ModelFault(message=message, hint="the weights may be damaged; load the model again")
 
 
 def _blame(key: Key, error: Exception) -> WireError:
@@ -310,18 +378,3 @@ def _blame(key: Key, error: Exception) -> WireError:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     hint = "see punie logs; a shorter conversation or a smaller model may do"
     return ModelFault(message=f"request {key.request_id}: {text[:300]}", hint=hint)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Drop the weights that the calls which ended in `error` still hold."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def _load_blame(model: str, error: Exception) -> WireError:
-    if isinstance(error, PunieError):
-        return error.error
-    _log.error("load-failed model=%s", model, exc_info=error)
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Internal(message=f"{model} cannot be loaded: {text[:300]}", hint="see punie logs")

@@ -1,11 +1,16 @@
 """What goes into the engine's thread and what comes out of it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from punie_model_host.facts import ModelFacts
+from punie_protocol.engine import EngineStatus
 from punie_protocol.messages.to_model_client import ToModelClient
 from punie_protocol.messages.to_model_host import Generate
 from punie_protocol.messages.to_supervisor import ModelState
+
+if TYPE_CHECKING:
+    from punie_model_host.prepare import Prepared
 
 
 class Key(NamedTuple):
@@ -17,11 +22,13 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Answer this request. `received` is the engine clock's time of arrival."""
+    """Answer this request. `received` is the engine clock's time of arrival; `prepared` is the
+    request read for the model that answered then, None when there was none."""
 
     key: Key
     request: Generate
     received: float
+    prepared: Prepared | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,14 @@ class Cancel:
     """End that request with `Failed` carrying `Cancelled`; nothing when it is over."""
 
     key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request of `client_id` was refused before it came here, with an error of that kind."""
+
+    client_id: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +56,13 @@ class LoadCommand:
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """End the thread as soon as the present step is done."""
+    """End the thread as soon as the present step is done; until `deadline`, on the engine's clock,
+    it may save what a next start can use."""
+
+    deadline: float
 
 
-type Command = Submit | Cancel | LoadCommand | Quit
+type Command = Submit | Cancel | Refused | LoadCommand | Quit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +75,23 @@ class ToClient:
 
 @dataclass(frozen=True, slots=True)
 class ModelIs:
-    """The model's state, for the supervisor; `state.model` is what answers now."""
+    """The model's state, for the supervisor; `state.model` is what answers now, `facts` are what
+    other threads may know of it."""
 
     state: ModelState
+    facts: ModelFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusIs:
+    """How the engine is doing."""
+
+    status: EngineStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The thread ended as it was asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +101,4 @@ class Died:
     reason: str
 
 
-type Emission = ToClient | ModelIs | Died
+type Emission = ToClient | ModelIs | StatusIs | Closed | Died

@@ -10,22 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from punie_model_host.engine_messages import (
+    Closed,
     Command,
     Died,
     Emission,
     LoadCommand,
     Quit,
+    Refused,
 )
+from punie_protocol.engine import EngineSettings
 
 if TYPE_CHECKING:
     from punie_model_host.engine import Engine
 
 _log = logging.getLogger(__name__)
 
-CAPACITY: Final = 512
+CAPACITY: Final = 4096
 """Commands that wait; callers keep to fewer, see `EngineThread.post`."""
 
 FIRST_LOAD: Final = -1
+_REST: Final = 1.0
+"""Seconds between two looks at what an idle engine could do."""
 
 
 class EngineThread:
@@ -38,18 +43,21 @@ class EngineThread:
     def __init__(
         self,
         models_dir: Path,
-        cache_budget: int,
+        settings: EngineSettings,
+        cache_dir: Path | None,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Emission], None],
     ) -> None:
-        self._models_dir = models_dir
-        self._cache_budget = cache_budget
+        self._places = models_dir, cache_dir
+        self._settings = settings
         self._loop = loop
         self._deliver = deliver
         self._commands: queue.Queue[Command] = queue.Queue(CAPACITY)
-        self._quitting = False
+        self._quit: Quit | None = None
         self._steps = 0
         self._answering = False
+        self._out_lock = threading.Lock()
+        self._waiting: list[Emission] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self, model: str) -> None:
@@ -58,17 +66,21 @@ class EngineThread:
         self._thread.start()
 
     def post(self, command: Command) -> bool:
-        """Queue a command; False when `CAPACITY` commands wait."""
+        """Queue a command; False when `CAPACITY` commands wait. A `Refused` may be lost, it only
+        counts: whoever is refused often leaves half of the room to the requests of others."""
+        if isinstance(command, Refused) and self._commands.qsize() >= CAPACITY // 2:
+            return False
         try:
             self._commands.put_nowait(command)
         except queue.Full:
             return False
         return True
 
-    def quit(self) -> None:
-        """Ask the thread to end after its present step, whatever waits."""
-        self._quitting = True
-        self.post(Quit())
+    def quit(self, save_s: float) -> None:
+        """Ask the thread to end after its present step, whatever waits; it may take `save_s`
+        seconds to save its cache, then delivers `Closed`."""
+        self._quit = Quit(time.perf_counter() + save_s)
+        self.post(self._quit)
 
     @property
     def progress(self) -> int | None:
@@ -88,19 +100,35 @@ class EngineThread:
     def _serve(self) -> None:
         from punie_model_host.engine import Engine  # a second, not before Ready
 
+        models_dir, cache_dir = self._places
         engine = Engine(
-            self._models_dir,
-            self._cache_budget,
+            models_dir,
+            self._settings,
             self._out,
+            cache_dir=cache_dir,
             look_up=lambda: self._take_in(engine),
             clock=time.perf_counter,
         )
-        while not self._quitting:
+        while self._quit is None:
             if not engine.has_work:
-                engine.handle(self._commands.get())
+                self._rest(engine)
             self._take_in(engine)
-            if not self._quitting:
+            if self._quit is None and engine.has_work:
                 self._step(engine)
+        engine.close(self._quit.deadline)
+        self._out(Closed())
+
+    def _rest(self, engine: Engine) -> None:
+        """Wait for a command; between, let an idle engine do what waited for a quiet moment."""
+        more = False
+        while True:
+            try:
+                wait = 0.0 if more else _REST
+                engine.handle(self._commands.get(timeout=wait if engine.has_chores else None))
+            except queue.Empty:
+                more = engine.do_chore()
+            else:
+                return
 
     def _step(self, engine: Engine) -> None:
         self._answering = engine.is_answering
@@ -116,7 +144,18 @@ class EngineThread:
                 return
 
     def _out(self, emission: Emission) -> None:
+        """Many emissions of a step wake the loop once."""
+        with self._out_lock:
+            self._waiting.append(emission)
+            if len(self._waiting) > 1:
+                return
         try:
-            self._loop.call_soon_threadsafe(self._deliver, emission)
+            self._loop.call_soon_threadsafe(self._deliver_all)
         except RuntimeError:  # the loop is closed: the process is leaving
-            self._quitting = True
+            self._quit = self._quit or Quit(0.0)
+
+    def _deliver_all(self) -> None:
+        with self._out_lock:
+            emissions, self._waiting = self._waiting, []
+        for emission in emissions:
+            self._deliver(emission)

@@ -18,10 +18,10 @@ from mlx_lm.utils import (
 )
 
 from punie_model_host.chat import render
+from punie_model_host.facts import ModelFacts
 from punie_model_host.failures import load_failed
 from punie_model_host.folder import EMBEDDED, ModelFolder
 from punie_model_host.profile import PROFILE, Profile, load_profile
-from punie_model_host.quoting import control_tokens
 from punie_protocol.messages.common import ModelInfo, PromptStyle
 from punie_protocol.messages.to_model_host import UserMessage
 
@@ -36,26 +36,21 @@ class LoadedModel:
     """A model ready to answer, with all that belongs to it."""
 
     folder: ModelFolder
-    profile: Profile
+    facts: ModelFacts
     model: Any
     tokenizer: TokenizerWrapper
     stop_ids: frozenset[int]
     stop_texts: tuple[str, ...]
-    vocabulary: int
-    controls: tuple[str, ...]
+
+    @property
+    def profile(self) -> Profile:
+        """How the model wants to be used."""
+        return self.facts.profile
 
     @property
     def info(self) -> ModelInfo:
         """What clients need to know."""
-        return ModelInfo(
-            name=self.profile.name,
-            folder=str(self.folder.path),
-            context_window=self.profile.context_window,
-            prompt_style=self.profile.prompt_style,
-            tool_call_format=self.profile.tool_call_format,
-            max_output_tokens=self.profile.sampling.max_tokens,
-            check_fences=self.profile.check_fences,
-        )
+        return self.facts.info
 
 
 def build(folder: ModelFolder) -> LoadedModel:
@@ -71,18 +66,17 @@ def build(folder: ModelFolder) -> LoadedModel:
         raise load_failed(path, "config.json", reason, _CONVERT) from error
     if not can_run_metal() and not folder.is_quantized:
         model.set_dtype(mx.float32)
-    tokenizer = load_tokenizer_of(path, config.get("eos_token_id"))
+    eos = config.get("eos_token_id")
+    tokenizer = load_tokenizer_of(path, eos)
     ids, texts = _stops(tokenizer, profile)
     _check_template(path, tokenizer, profile)
     return LoadedModel(
         folder=folder,
-        profile=profile,
+        facts=ModelFacts(path, profile, _vocabulary(config, tokenizer), eos),
         model=model,
         tokenizer=tokenizer,
         stop_ids=ids,
         stop_texts=texts,
-        vocabulary=_vocabulary(config, tokenizer),
-        controls=control_tokens(tokenizer),
     )
 
 

@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
+import msgspec
 import setproctitle
 
 from punie_model_host import blas
 from punie_model_host.lifetime import die_with_parent, leave, private_temporary_folder
 from punie_model_host.log import configure, event
 from punie_model_host.process import EXIT_START, Host, HostOptions
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import PunieError
 
-_LARGEST_CACHE: Final = 4 * 1024**3
 _OFFLINE: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -71,6 +72,8 @@ def _options(argv: list[str]) -> HostOptions:
     parser.add_argument("--socket", type=Path, required=True, help="where clients connect")
     parser.add_argument("--models-dir", type=Path, required=True, help="folder of model folders")
     parser.add_argument("--model", required=True, help="'embedded', a name or an absolute path")
+    parser.add_argument("--settings", type=_settings, default=EngineSettings(), help="JSON")
+    parser.add_argument("--cache-dir", type=Path, help="keeps the prefix cache between starts")
     arguments = parser.parse_args(argv)
     if not _is_socket(arguments.control_fd):
         parser.error(f"--control-fd {arguments.control_fd} is not a socket; start Punie: punie up")
@@ -79,7 +82,8 @@ def _options(argv: list[str]) -> HostOptions:
         socket_path=arguments.socket.absolute(),
         models_dir=arguments.models_dir.absolute(),
         model=arguments.model,
-        cache_budget=_cache_budget(),
+        settings=arguments.settings,
+        cache_dir=arguments.cache_dir and arguments.cache_dir.absolute(),
     )
 
 
@@ -90,10 +94,11 @@ def _is_socket(fd: int) -> bool:
         return False
 
 
-def _cache_budget() -> int:
-    """An eighth of the machine's memory, at most 4 GiB."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(_LARGEST_CACHE, memory // 8)
+def _settings(text: str) -> EngineSettings:
+    try:
+        return msgspec.json.decode(text, type=EngineSettings)
+    except msgspec.MsgspecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _choose_blas() -> None:

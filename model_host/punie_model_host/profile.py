@@ -26,19 +26,28 @@ class ToolCallFormat(StrEnum):
     JSON = "json"
 
 
-type _Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
+MAX_TOKENS: Final = 100_000_000
+MAX_TOP_K: Final = 1_000_000
+
+type _Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 type _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+type _Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 
 
 class SamplingProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Defaults of a request's sampling. Temperature 0 is greedy; `top_p` 1, `top_k` 0, `min_p` 0
-    and `repetition_penalty` 1 are off."""
+    """Defaults of a request's sampling. Temperature 0 is greedy; `top_p` 1, `top_k` 0, `min_p` 0,
+    `repetition_penalty` 1, the other penalties 0 and `xtc_probability` 0 are off. Penalties count
+    the last 20 tokens of prompt and answer."""
 
     temperature: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    top_k: Annotated[int, Meta(ge=0, le=MAX_TOP_K)] = 0
     min_p: _Share = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    xtc_probability: _Share = 0.0
+    xtc_threshold: Annotated[float, Meta(gt=0.0, le=0.5)] = 0.1
     max_tokens: _Tokens = _DEFAULT_MAX_TOKENS
 
 
@@ -61,6 +70,10 @@ class _SamplingFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     max_tokens: int | None = None
 
 

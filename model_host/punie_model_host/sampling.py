@@ -1,82 +1,245 @@
-"""How one request samples: its own wishes over the model's profile, checked."""
+"""The next token of every row of a batch, from its logits.
 
-import secrets
-from collections.abc import Callable, Sequence
+What a row gets depends on its own logits, seed and position alone, so that an answer is the same
+alone and beside any neighbours. mlx-lm's samplers take one parameter for all rows, draw from a
+generator that all share, and compile a graph for each value they meet; these take one for each
+row. They mean the same by every parameter, and apply it in the same order: bias, penalties,
+``top_p``, ``min_p``, XTC, ``top_k``, temperature.
+
+All of it is lazy and belongs to the engine's thread: nothing waits for a token, not even for the
+one before.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Final, NamedTuple
 
 import mlx.core as mx
-import msgspec
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from punie_model_host.profile import SamplingProfile
-from punie_protocol.errors import InvalidRequest, PunieError
-from punie_protocol.messages.to_model_host import Sampling
+from punie_model_host.sampling_plan import SamplingPlan
 
-_MAX_STOPS: Final = 16
-_MAX_STOP_LENGTH: Final = 256
 PENALTY_CONTEXT: Final = 20
-"""Tokens that the repetition penalty looks back on."""
+"""Tokens, prompt included, that penalties look back on; mlx-lm's number."""
 
-type Choose = Callable[[mx.array, mx.array | None], mx.array]
-"""Logits of the last position and recent tokens (None at first) to the next token, lazily."""
+
+class RowError(Exception):
+    """The sampling of the row at `index` failed, because of `cause`; no row has changed."""
+
+    def __init__(self, index: int, cause: Exception) -> None:
+        super().__init__(f"row {index}: {type(cause).__name__}: {cause}")
+        self.index = index
+        self.cause = cause
+
+
+UNSOUND: Final = -1
+"""What `Sampled.read` says of a row whose logits are no numbers: its request cannot go on."""
+
+
+class Sampled(NamedTuple):
+    """Of each row the token, uint32 and always one of the vocabulary, so that it can be computed
+    with before it is looked at, and whether it is sound: came from logits that are numbers."""
+
+    tokens: mx.array
+    sound: mx.array
+
+    def read(self) -> list[int]:
+        """Wait for the tokens and return them; `UNSOUND` for one that is not."""
+        mx.eval(self.tokens, self.sound)
+        pairs = zip(memoryview(self.tokens), memoryview(self.sound), strict=True)
+        return [int(token) if sound else UNSOUND for token, sound in pairs]
+
+
+class RowSampler:
+    """One request's sampling: its plan and how far it is. `prompt` is what it follows on. May be
+    made in any thread; arrays are made by the first `sample`."""
+
+    def __init__(self, plan: SamplingPlan, vocabulary: int, prompt: Sequence[int]) -> None:
+        self.plan = plan
+        self.position = 0
+        self._vocabulary = vocabulary
+        self._before = tuple(prompt[-PENALTY_CONTEXT:]) if plan.penalizes else ()
+
+    @cached_property
+    def bias(self) -> mx.array:
+        """What is added to the logits, ``(vocabulary,)``."""
+        bias = mx.zeros((self._vocabulary,))
+        if self.plan.bias:
+            bias[mx.array(list(self.plan.bias))] = mx.array(list(self.plan.bias.values()))
+        return bias
+
+    @cached_property
+    def recent(self) -> mx.array:
+        """The last tokens, ``(PENALTY_CONTEXT,)`` uint32; `vocabulary` where there is none."""
+        missing = PENALTY_CONTEXT - len(self._before)
+        return mx.array([*[self._vocabulary] * missing, *self._before], dtype=mx.uint32)
+
+    def draw(self) -> Draw:
+        """Return the chance of the present position."""
+        digest = hashlib.blake2b(
+            struct.pack("<QQ", self.plan.seed, self.position), digest_size=16
+        ).digest()
+        high, low, coin = struct.unpack("<IIQ", digest)
+        return Draw((high, low), coin / 2**64 < self.plan.profile.xtc_probability)
+
+    def advance(self, tokens: mx.array, at: int) -> None:
+        """Take the token `at` that place as this row's next."""
+        self.position += 1
+        if self.plan.penalizes:
+            self.recent = mx.concatenate([self.recent[1:], tokens[at : at + 1]])
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """Sampling of one request, complete and valid."""
+class Draw:
+    """Chance of one row at one position: the key of its noise, and whether XTC happens."""
 
-    profile: SamplingProfile
-    seed: int
-    stop: tuple[str, ...]
-
-    @property
-    def penalizes(self) -> bool:
-        """Whether recent tokens matter."""
-        return self.profile.repetition_penalty != 1.0
+    key: tuple[int, int]
+    excludes: bool
 
 
-def plan_sampling(wish: Sampling, profile: SamplingProfile) -> SamplingPlan:
-    """Return `wish` completed from `profile`. Raises `PunieError` that names the field."""
-    values = msgspec.structs.asdict(profile)
-    given = {key: getattr(wish, key) for key in values}
-    values |= {key: value for key, value in given.items() if value is not None}
+def sample(logits: mx.array, rows: Sequence[RowSampler]) -> Sampled:
+    """Return the next token of each row of `logits` ``(rows, vocabulary)``, lazily, and take each
+    row one token further. Raises `RowError`; every row is as before then."""
+    chance = [n for n, row in enumerate(rows) if row.plan.draws]
+    draws = [_attributed(n, rows[n]) for n in chance]
+    logits = _change(logits, [n for n, row in enumerate(rows) if _adjusts(row)], rows, _adjusted)
+
+    def drawn(part: mx.array, some: Sequence[RowSampler]) -> mx.array:
+        return _drawn(part, [row.plan.profile for row in some], draws)
+
+    sampled = _best(_change(logits, chance, rows, drawn))
+    for n, row in enumerate(rows):
+        row.advance(sampled.tokens, n)
+    return sampled
+
+
+def _attributed(index: int, row: RowSampler) -> Draw:
     try:
-        merged = msgspec.convert(values, SamplingProfile)
-    except msgspec.ValidationError as error:
-        raise PunieError(InvalidRequest(message=f"sampling: {error}")) from None
-    _check_stops(wish.stop)
-    seed = secrets.randbits(32) if wish.seed is None else wish.seed & 0xFFFF_FFFF_FFFF_FFFF
-    return SamplingPlan(merged, seed, tuple(wish.stop))
+        return row.draw()
+    except Exception as error:
+        raise RowError(index, error) from error
 
 
-def _check_stops(stops: Sequence[str]) -> None:
-    if len(stops) > _MAX_STOPS or not all(0 < len(stop) <= _MAX_STOP_LENGTH for stop in stops):
-        message = (
-            f"sampling: at most {_MAX_STOPS} stop strings of 1 to {_MAX_STOP_LENGTH} characters"
-        )
-        raise PunieError(InvalidRequest(message=message))
+def _adjusts(row: RowSampler) -> bool:
+    return row.plan.penalizes or bool(row.plan.bias)
 
 
-def chooser(plan: SamplingPlan, vocabulary: int) -> Choose:
-    """Return the function that picks tokens. Reseeds MLX's generator, which is the thread's."""
-    mx.random.seed(plan.seed)
-    profile = plan.profile
-    sampler = make_sampler(
-        temp=profile.temperature,
-        top_p=profile.top_p,
-        min_p=profile.min_p,
-        top_k=profile.top_k if profile.top_k < vocabulary else 0,
-    )
-    processors = make_logits_processors(
-        repetition_penalty=profile.repetition_penalty if plan.penalizes else None,
-        repetition_context_size=PENALTY_CONTEXT,
-    )
+def _change(
+    logits: mx.array,
+    chosen: list[int],
+    rows: Sequence[RowSampler],
+    change: Callable[[mx.array, Sequence[RowSampler]], mx.array],
+) -> mx.array:
+    """Return `logits` with the `chosen` rows changed; the others are as they were."""
+    if not chosen:
+        return logits
+    if len(chosen) == len(rows):
+        return change(logits.astype(mx.float32), rows)
+    at, changed = mx.array(chosen), logits.astype(mx.float32)  # another array in any case
+    changed[at] = change(changed[at], [rows[n] for n in chosen])
+    return changed
 
-    def choose(logits: mx.array, recent: mx.array | None) -> mx.array:
-        if recent is not None:
-            for processor in processors:
-                logits = processor(recent, logits)
-        return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
-    return choose
+def _best(scores: mx.array) -> Sampled:
+    tokens = mx.argmax(scores, axis=-1)
+    best = mx.take_along_axis(scores, tokens[:, None], axis=-1)
+    return Sampled(tokens, mx.isfinite(best[:, 0]))
+
+
+def _adjusted(logits: mx.array, rows: Sequence[RowSampler]) -> mx.array:
+    """Add biases and subtract penalties."""
+    if any(row.plan.bias for row in rows):
+        logits = logits + mx.stack([row.bias for row in rows])
+    if not any(row.plan.penalizes for row in rows):
+        return logits
+    counts, profiles = _counts(logits, rows), [row.plan.profile for row in rows]
+    repeated = _column(profile.repetition_penalty for profile in profiles)
+    scaled = mx.where(logits < 0, logits * repeated, logits / repeated)
+    logits = mx.where(counts > 0, scaled, logits)
+    logits = logits - _column(p.presence_penalty for p in profiles) * (counts > 0)
+    return logits - _column(p.frequency_penalty for p in profiles) * counts
+
+
+def _counts(logits: mx.array, rows: Sequence[RowSampler]) -> mx.array:
+    """How often each token is among the recent ones of each row."""
+    count, vocabulary = logits.shape
+    recent = mx.stack([row.recent for row in rows])
+    counts = mx.zeros((count, vocabulary + 1))
+    return counts.at[mx.arange(count)[:, None], recent].add(1.0)[:, :vocabulary]
+
+
+def _drawn(
+    logits: mx.array, profiles: Sequence[SamplingProfile], draws: Sequence[Draw]
+) -> mx.array:
+    """Return scores whose maximum is a draw from each row's distribution: Gumbel noise is added.
+    A rounding error in the logits changes the draw only where two scores nearly tie; one from a
+    cumulated distribution would shift with every error below it."""
+    relative = logits - mx.max(logits, axis=-1, keepdims=True)
+    kept = _filtered(relative, profiles, draws)
+    return kept / _column(p.temperature for p in profiles) + _noise(logits.shape[-1], draws)
+
+
+def _noise(vocabulary: int, draws: Sequence[Draw]) -> mx.array:
+    keys = mx.array([draw.key for draw in draws], dtype=mx.uint32)
+    return mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(keys)
+
+
+def _filtered(
+    relative: mx.array, profiles: Sequence[SamplingProfile], draws: Sequence[Draw]
+) -> mx.array:
+    """Return the log-probabilities, which are `relative` to the likeliest token's, with minus
+    infinity where no draw may fall. Every filter keeps what is in some range, so all of them
+    together are a floor and a ceiling of each row."""
+    floor = _column(_log(profile.min_p) for profile in profiles)
+    ceiling = mx.full(floor.shape, mx.inf)
+    narrows = any(profile.top_p < 1.0 or profile.top_k for profile in profiles)
+    ordered = mx.sort(relative, axis=-1) if narrows else relative
+    if any(profile.top_p < 1.0 for profile in profiles):
+        floor = mx.maximum(floor, _nucleus(ordered, profiles))
+    if any(draw.excludes for draw in draws):
+        ceiling = _ceiling(mx.where(relative < floor, -mx.inf, relative), profiles, draws)
+    if any(profile.top_k for profile in profiles):
+        excluded = (relative > ceiling).sum(axis=-1, keepdims=True)
+        floor = mx.maximum(floor, _rank(ordered, excluded, profiles))
+    return mx.where((relative < floor) | (relative > ceiling), -mx.inf, relative)
+
+
+def _nucleus(ordered: mx.array, profiles: Sequence[SamplingProfile]) -> mx.array:
+    """Return the log-probability of the least likely token that ``top_p`` keeps."""
+    share = _column(profile.top_p for profile in profiles)
+    probabilities = mx.exp(ordered)
+    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
+    total = above[:, :1] + probabilities[:, :1]
+    dropped = (above >= share * total).sum(axis=-1, keepdims=True)
+    return mx.where(share < 1.0, mx.take_along_axis(ordered, dropped, axis=-1), -mx.inf)
+
+
+def _ceiling(
+    kept: mx.array, profiles: Sequence[SamplingProfile], draws: Sequence[Draw]
+) -> mx.array:
+    """Return the log-probability of the least likely token over XTC's threshold."""
+    over = mx.softmax(kept, axis=-1) > _column(profile.xtc_threshold for profile in profiles)
+    least = mx.min(mx.where(over, kept, mx.inf), axis=-1, keepdims=True)
+    return mx.where(mx.array([[draw.excludes] for draw in draws]), least, mx.inf)
+
+
+def _rank(ordered: mx.array, excluded: mx.array, profiles: Sequence[SamplingProfile]) -> mx.array:
+    """Return the log-probability of the token that is ``top_k``-th below the excluded ones, of the
+    least likely one without a ``top_k``; its equals are kept with it."""
+    size = ordered.shape[-1]
+    count = mx.array([[profile.top_k or size] for profile in profiles])
+    place = mx.maximum(size - excluded - count, 0)
+    return mx.take_along_axis(ordered, place, axis=-1)
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share else -math.inf
+
+
+def _column(values: Iterable[float]) -> mx.array:
+    """One number a row, ``(rows, 1)`` float32."""
+    return mx.array([[value] for value in values], dtype=mx.float32)

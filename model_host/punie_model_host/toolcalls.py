@@ -323,7 +323,7 @@ class AnswerParser:
             text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         except ValueError, RecursionError:
             return False
-        self._out.append(Call(name, text.encode("utf-8", "replace").decode()))
+        self._out.append(Call(_sendable(name), _sendable(text)))
         self.calls += 1
         self._block_calls += 1
         return True
@@ -376,3 +376,8 @@ class AnswerParser:
             self._out.append(Malformed(self._fault, self._buffer[:_QUOTED]))
             self._fault = ""
         return False
+
+
+def _sendable(text: str) -> str:
+    """Return `text` without the lone surrogates that JSON can escape and no frame can carry."""
+    return text.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from punie_protocol.backends import Backend
+from punie_protocol.engine import DoorStatus, EngineStatus, Port
 from punie_protocol.errors import WireError
 from punie_protocol.isolation import WorkerLimits
 from punie_protocol.messages.common import (
@@ -46,6 +47,9 @@ PERF: Final = "_punie/perf"
 PROMPT: Final = "_punie/prompt"
 """Request: what a model is told before the first prompt. Params `PromptQuery`, result
 `PromptReport`."""
+SERVE: Final = "_punie/serve"
+"""Request: open the model host's HTTP door, or close it. Params `Serve`, result
+`engine.DoorStatus`."""
 SHUTDOWN: Final = "_punie/shutdown"
 """Request without params: end the daemon. Answered with ``{}`` before it ends."""
 
@@ -256,6 +260,14 @@ class PromptReport(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[PromptPart]
 
 
+class Serve(_Meta, frozen=True):
+    """Params of `SERVE`. `port` as in the config file's ``[engine]``; None: where it is open
+    already, else as the config file says, else any. `stop`: close it."""
+
+    port: Port | None = None
+    stop: bool = False
+
+
 class About(_Meta, frozen=True):
     """In the response to ``initialize``: the frame protocol's number."""
 
@@ -283,6 +295,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     rss_bytes: int
     error: WireError | None = None
+    engine: EngineStatus | None = None
+    door: DoorStatus | None = None
 
 
 class WorkerStart(StrEnum):

@@ -178,6 +178,11 @@ type WireError = (
 )
 
 
+def kind_of(error: WireError) -> str:
+    """Return the error's tag on the wire, such as ``overloaded``."""
+    return str(error.__struct_config__.tag)
+
+
 class PunieError(Exception):
     """Root of every exception raised on purpose. Owns the `error` that goes on the wire."""
 

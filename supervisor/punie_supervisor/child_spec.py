@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from punie_protocol.engine import EngineSettings
 from punie_protocol.messages.common import Role
 from punie_supervisor.paths import Paths
 
@@ -17,6 +18,8 @@ MODEL_HOST: Final = "model-host"
 FORK_SERVER: Final = "fork-server"
 """Id of the fork server's spec."""
 
+_SAVING: Final = 8.0
+"""Seconds for the model host to end: it writes its prefix cache to disk then."""
 _SHARED = re.compile(r"(HOME|PATH|LANG|LC_[A-Z]+|TMPDIR|TZ|USER|LOGNAME|PUNIE_[A-Z0-9_]+)\Z")
 _SECRET = re.compile(r"_(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)\Z")
 _NUMERIC = re.compile(r"(OPENBLAS|OMP)_[A-Z0-9_]+\Z")
@@ -54,11 +57,13 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class Programs(msgspec.Struct, frozen=True, kw_only=True):
     """Command lines of the children. Whole words in braces are replaced: ``{fd}``; for the model
-    host ``{socket}``, ``{models_dir}`` and ``{model}`` too."""
+    host ``{socket}``, ``{models_dir}``, ``{model}``, ``{cache_dir}`` and ``{settings}`` (JSON)
+    too."""
 
     model_host: tuple[str, ...] = (
         *(sys.executable, "-m", "punie_model_host.main", "--control-fd", "{fd}"),
         *("--socket", "{socket}", "--models-dir", "{models_dir}", "--model", "{model}"),
+        *("--settings", "{settings}", "--cache-dir", "{cache_dir}"),
     )
     worker: tuple[str, ...] = (
         *(sys.executable, "-m", "punie_workers.main", "--control-fd", "{fd}"),
@@ -81,13 +86,19 @@ def child_environment(environ: Mapping[str, str], role: Role) -> dict[str, str]:
 
 
 def model_host_spec(
-    paths: Paths, model: str, environ: Mapping[str, str], programs: Programs
+    paths: Paths,
+    model: str,
+    environ: Mapping[str, str],
+    programs: Programs,
+    engine: EngineSettings,
 ) -> ChildSpec:
     """Return the spec of the model host that starts with `model`."""
     words = {
         "{socket}": str(paths.model_socket),
         "{models_dir}": str(paths.models_dir),
         "{model}": model,
+        "{cache_dir}": str(paths.prefix_cache),
+        "{settings}": msgspec.json.encode(engine).decode(),
     }
     return ChildSpec(
         id=MODEL_HOST,
@@ -95,6 +106,7 @@ def model_host_spec(
         environment=child_environment(environ, Role.MODEL_HOST),
         restart=Restart.PERMANENT,
         cwd=_private(paths.run_dir),
+        shutdown_s=_SAVING,
     )
 
 

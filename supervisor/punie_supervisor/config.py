@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from punie_protocol import backends
 from punie_protocol.backends import Server
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import InvalidRequest, ModelUnavailable, PunieError
 from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages.common import Isolation
@@ -25,7 +26,8 @@ EMBEDDED: Final = "embedded"
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings with their defaults. `model` is a name, a path or a server's address, `isolation`
     that of projects which do not say otherwise; one that is idle for `idle_s` seconds becomes
-    passive. `servers` are model servers besides our own host, no two with one address."""
+    passive. `engine` is our own model host's, `servers` are model servers besides it, no two with
+    one address."""
 
     model: str = EMBEDDED
     isolation: Isolation = Isolation.PROCESS
@@ -34,6 +36,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idle_s: Annotated[float, Meta(gt=0, le=604_800)] = 900.0
     limits: WorkerLimits = WorkerLimits()
     sandbox: SandboxSettings = SandboxSettings()
+    engine: EngineSettings = EngineSettings()
 
     @classmethod
     def load(cls, paths: Paths) -> Self:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import inspect
 
 _AT: Final = re.compile(r" - at `\$\.?(.*)`$")
-_TABLE: Final = re.compile(r"^(permissions|limits|sandbox)\.")
+_TABLE: Final = re.compile(r"^(permissions|limits|sandbox|engine)\.")
 _STEP: Final = re.compile(r"\w+|\[\d+\]")
 _UNKNOWN: Final = re.compile(r"^Object contains unknown field `(.*)`$")
 _MISSING: Final = re.compile(r"^Object missing required field `(.*)`$")
@@ -81,4 +81,5 @@ def _choice(said: str, node: inspect.EnumType) -> str:
 
 
 def _named(text: str) -> str:
-    return re.sub(r"`\w+`", lambda found: _NAMES.get(found[0], found[0]), text)
+    plain = text.replace(" | null`", "`")  # TOML has no null: such a key is left out
+    return re.sub(r"`\w+`", lambda found: _NAMES.get(found[0], found[0]), plain)

@@ -11,6 +11,7 @@ from punie_supervisor import child_spec, logs
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.child_spec import Programs
 from punie_supervisor.config import EMBEDDED, Config
+from punie_supervisor.door import Door
 from punie_supervisor.journal import Journal
 from punie_supervisor.listener import listen
 from punie_supervisor.model import ModelHost
@@ -102,8 +103,7 @@ class Daemon:
         try:
             board.resume(accepted)
             async with listen(self._paths.socket, board):
-                if not self._rest:
-                    models.start()
+                models.start(rest=self._rest)
                 logs.get(pid=os.getpid()).info("daemon.listening", socket=str(self._paths.socket))
                 listening()
                 await self._stop.wait()
@@ -165,6 +165,7 @@ class Daemon:
             self._model_host_spec,
             ours[0] if ours else EMBEDDED,
             fallback=None if is_backend(self._config.model) else self._config.model,
+            door=Door(self._paths.openai_key, self._config.engine.openai_port),
         )
         servers = Servers(self._config.servers, str(self._paths.run_dir), self._environ)
         return Models(host, servers, self._model)
@@ -188,7 +189,9 @@ class Daemon:
         )
 
     def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
-        return child_spec.model_host_spec(self._paths, model, self._environ, self._programs)
+        return child_spec.model_host_spec(
+            self._paths, model, self._environ, self._programs, self._config.engine
+        )
 
     def _worker_spec(self, id: str) -> child_spec.ChildSpec:
         return child_spec.worker_spec(id, self._paths, self._environ, self._programs)

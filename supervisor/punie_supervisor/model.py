@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from punie_protocol.client import ModelStatus
+from punie_protocol.engine import DoorStatus, EngineStatus
 from punie_protocol.errors import (
     InvalidRequest,
     LinkClosed,
@@ -26,9 +27,17 @@ from punie_protocol.handshake import version
 from punie_protocol.limits import PROTOCOL
 from punie_protocol.messages import to_model_host
 from punie_protocol.messages.common import Limits, ModelInfo
-from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, ToSupervisor
+from punie_protocol.messages.to_supervisor import (
+    DoorIs,
+    EngineReport,
+    Load,
+    ModelState,
+    Pong,
+    ToSupervisor,
+)
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec
+from punie_supervisor.door import Door
 from punie_supervisor.keeper import Dialect, Keeper, KeeperState
 
 LOAD_TIMEOUT: Final = 900.0
@@ -50,15 +59,22 @@ class _Loading:
 class ModelHost:
     """Keeps the model host; also its keeper's `Inmate`. `asked` is the model as it was asked for:
     the one in use, or being loaded at start; `fallback` is what a prompt that names no model gets
-    when nothing is loaded and what was asked for cannot be."""
+    when nothing is loaded and what was asked for cannot be; `door` is its HTTP door."""
 
     def __init__(
-        self, make_spec: Callable[[str], ChildSpec], model: str, fallback: str | None = None
+        self,
+        make_spec: Callable[[str], ChildSpec],
+        model: str,
+        fallback: str | None = None,
+        *,
+        door: Door,
     ) -> None:
         self.asked = model
+        self.door = door
         self._fallback = fallback
         self._make_spec = make_spec
         self._state: ModelState | None = None
+        self._engine: EngineStatus | None = None
         self._loads: dict[int, _Loading] = {}
         self._ids = itertools.count(1)
         self._turns = 0
@@ -120,6 +136,14 @@ class ModelHost:
             self._line.remove(place)
             self._news()
 
+    async def serve(self, port: int | None, *, stop: bool) -> DoorStatus:
+        """Have the HTTP door opened as `Door.open` says, for which the process is started if need
+        be, or closed. Raises `PunieError`."""
+        if not stop:
+            return await self.door.open(await self._running(), port)
+        ready = self.keeper.state is KeeperState.READY
+        return await self.door.close(self.keeper.child if ready else None)
+
     def release(self) -> None:
         """A turn that held the model is over."""
         self._turns -= 1
@@ -140,6 +164,8 @@ class ModelHost:
             pid=keeper.pid,
             rss_bytes=rss(keeper.pid),
             error=error,
+            engine=self._engine,
+            door=self.door.status(),
         )
 
     def _other(self) -> str | None:
@@ -194,6 +220,9 @@ class ModelHost:
             self.keeper.replace(self._make_spec(model))
         if self.keeper.state is not KeeperState.READY:
             progress("starting the model host", 0, 0)
+        return await self._running()
+
+    async def _running(self) -> Child:
         try:
             return await self.keeper.ready()
         except PunieError:
@@ -237,27 +266,37 @@ class ModelHost:
     # the keeper's side
 
     def ready(self, child: Child) -> None:
+        self.door.ready(child)
         self._news()
 
     async def message(self, child: Child, message: ToSupervisor) -> None:
-        if not isinstance(message, ModelState):
-            raise ProtocolError(
-                InvalidRequest(message=f"a model host does not send {type(message).__name__} then")
-            )
-        self._state = message
-        if message.state is not Load.LOADING:
-            child.log.info("model." + message.state.value, model=message.name)
-            self._loaded(message)
-        self._news()
+        match message:
+            case ModelState():
+                self._changed_model(child, message)
+            case EngineReport(engine=engine):
+                self._engine = engine
+            case DoorIs():
+                self.door.told(child, message)
+            case _:
+                text = f"a model host does not send {type(message).__name__} then"
+                raise ProtocolError(InvalidRequest(message=text))
 
     def pong(self, child: Child, pong: Pong) -> None:
         """Nothing in it is news."""
 
     async def down(self, child: Child, exit: Exit) -> None:
-        self._state = None
+        self._state = self._engine = None
         for load in self._loads.values():
             load.over, load.error = True, self._lost(exit)
         self._loads.clear()
+        self.door.down(self._lost(exit))
+        self._news()
+
+    def _changed_model(self, child: Child, state: ModelState) -> None:
+        self._state = state
+        if state.state is not Load.LOADING:
+            child.log.info("model." + state.state.value, model=state.name)
+            self._loaded(state)
         self._news()
 
     def _loaded(self, state: ModelState) -> None:

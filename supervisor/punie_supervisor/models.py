@@ -24,9 +24,11 @@ class Models:
         """The model of a prompt that names none."""
         return self._default or self.host.name
 
-    def start(self) -> None:
-        """Start our host, if it has the default model."""
-        if self._default is None:
+    def start(self, *, rest: bool = False) -> None:
+        """Start our host, if it has the default model, unless it is to `rest`; in any case when its
+        HTTP door is wanted."""
+        needed = self._default is None and not rest
+        if needed or self.host.door.wanted is not None:
             self.host.start()
 
     def check(self, model: str | None) -> None:

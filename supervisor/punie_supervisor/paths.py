@@ -69,8 +69,17 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
         return self.state_dir / "journal.db"
 
     @property
+    def prefix_cache(self) -> Path:
+        """Keys and values of conversations, which the model host keeps between two starts."""
+        return self.state_dir / "prefix-cache"
+
+    @property
     def log_file(self) -> Path:
         return self.state_dir / "punie.log"
+
+    @property
+    def openai_key(self) -> Path:
+        return self.state_dir / "openai-key"
 
     @property
     def lock_file(self) -> Path:

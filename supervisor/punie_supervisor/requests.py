@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from punie_protocol.client import CommandsReport, PromptReport, TrustReport
+from punie_protocol.engine import DoorStatus
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_supervisor import journal_ops as ops
 from punie_supervisor import logs, perf, roots, router, trust
@@ -114,6 +115,11 @@ class Requests:
         asked = (worker.commands(project.id, stop=query.stop) for worker in having)
         found = [command for told in await asyncio.gather(*asked) for command in told]
         return CommandsReport(root=project.root, commands=found)
+
+    async def serve(self, request: router.Serve) -> DoorStatus:
+        """``_punie/serve``: starts the model host if need be, and does not wait for its model."""
+        query = request.params
+        return await self._models.host.serve(query.port, stop=query.stop)
 
 
 def _no_progress(text: str, done: int, total: int) -> None:

@@ -84,6 +84,10 @@ class Unconfined(Begin[client.Unconfined], frozen=True):
     """``_punie/unconfined``"""
 
 
+class Serve(Begin[client.Serve], frozen=True):
+    """``_punie/serve``"""
+
+
 class Report(msgspec.Struct, frozen=True):
     """``_punie/status``"""
 
@@ -144,6 +148,7 @@ type Instruction = (
     | Commands
     | Isolate
     | Unconfined
+    | Serve
     | Report
     | ShutDown
     | CancelSession
@@ -336,6 +341,7 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             | client.TRUST
             | client.PERF
             | client.PROMPT
+            | client.SERVE
         ):
             return _extension(connection, id, method, raw)
         case client.STATUS:
@@ -361,6 +367,8 @@ def _extension(connection: int, id: RpcId, method: str, raw: Raw) -> Instruction
             return Trust(connection, id, acp.params(raw, client.Trust), raw)
         case client.PERF:
             return Perf(connection, id, acp.params(raw, client.PerfQuery), raw)
+        case client.SERVE:
+            return Serve(connection, id, acp.params(raw, client.Serve), raw)
         case _:
             return DescribePrompt(connection, id, acp.params(raw, client.PromptQuery), raw)
 

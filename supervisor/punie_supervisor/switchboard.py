@@ -140,6 +140,8 @@ class Switchboard:
                 self._answer(connection, id, self._requests.describe_prompt, instruction)
             case router.Commands(id=id):
                 self._answer(connection, id, self._requests.commands, instruction)
+            case router.Serve(id=id):
+                self._answer(connection, id, self._requests.serve, instruction)
             case router.Isolate(id=id):
                 self._answer(connection, id, self._isolate, instruction)
             case router.Report(id=id):

@@ -24,8 +24,10 @@ from punie_protocol.messages.common import Isolation, Limits
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
     CommandsTold,
+    DoorIs,
     EffectFinished,
     EffectStarted,
+    EngineReport,
     HalfQuarantined,
     Hello,
     ModelState,
@@ -337,7 +339,7 @@ class WorkerPool[P]:
                 | StoreTrust()
             ):
                 await self._events.from_worker(worker, message)
-            case ModelState() | Hello() | Ready() | Pong():
+            case ModelState() | EngineReport() | DoorIs() | Hello() | Ready() | Pong():
                 raise _unexpected(message)
             case _:
                 assert_never(message)

@@ -19,7 +19,8 @@ import msgspec
 import psutil
 import pytest
 
-from punie_model_host.counting import MAX_WAITING
+from punie_model_host.desk import MAX_OF_CLIENT
+from punie_model_host.intake import MAX_COUNTS
 from punie_protocol import errors
 from punie_protocol.codec import MessageDecoder, encode_frame
 from punie_protocol.handshake import accept_child, greet_model_host, version
@@ -49,7 +50,14 @@ from punie_protocol.messages.to_model_host import (
     UserMessage,
     Welcome,
 )
-from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, Ready, ToSupervisor
+from punie_protocol.messages.to_supervisor import (
+    EngineReport,
+    Load,
+    ModelState,
+    Pong,
+    Ready,
+    ToSupervisor,
+)
 from punie_workers.model_client import ModelClient
 from punie_workers.models import Models
 from punie_workers.prompt_report import describe
@@ -86,7 +94,7 @@ class RunningHost:
             match message:
                 case ModelState(state=Load.READY | Load.FAILED, request_id=id) if id == request_id:
                     return message
-                case ModelState():
+                case ModelState() | EngineReport():
                     continue
                 case _:
                     pytest.fail(f"unexpected {message}")
@@ -105,7 +113,7 @@ class RunningHost:
         """Ask whether the loop is alive."""
         await self.control.send(Ping(nonce=7))
         while not isinstance(message := await self.control.receive(), Pong):
-            assert isinstance(message, ModelState)
+            assert isinstance(message, ModelState | EngineReport)
         return message
 
     async def ended(self) -> int:
@@ -199,17 +207,26 @@ def ask(request_id: int, text: str = "hi", **sampling: object) -> Generate:
 
 
 async def answer(link: FrameLink[ToModelClient], request_id: int) -> tuple[str, Finished | Failed]:
-    """Return the text of a request's answer, and how it ended."""
-    text = ""
-    while True:
+    """Return the text of a request's answer, and how it ended; what others get is dropped."""
+    return (await answers(link, {request_id}))[request_id]
+
+
+async def answers(
+    link: FrameLink[ToModelClient], request_ids: set[int]
+) -> dict[int, tuple[str, Finished | Failed]]:
+    """Return the text of each request's answer, and how it ended."""
+    texts = dict.fromkeys(request_ids, "")
+    ends: dict[int, tuple[str, Finished | Failed]] = {}
+    while len(ends) < len(texts):
         message = await link.receive()
         match message:
-            case TextDelta(request_id=id, text=more) if id == request_id:
-                text += more
-            case Finished(request_id=id) | Failed(request_id=id) if id == request_id:
-                return text, message
+            case TextDelta(request_id=id, text=more) if id in texts:
+                texts[id] += more
+            case Finished(request_id=id) | Failed(request_id=id) if id in texts:
+                ends[id] = texts[id], message
             case _:
                 continue
+    return ends
 
 
 async def first_text(link: FrameLink[ToModelClient]) -> None:
@@ -244,8 +261,8 @@ def test_requests_of_several_clients_each_complete(models: Path, tmp_path: Path)
             async with host.client() as link:
                 for request in range(3):
                     await link.send(ask(request, f"client {number}"))
-                for request in range(3):
-                    assert (await answer(link, request))[0] == "Hello there."
+                ends = await answers(link, {0, 1, 2})
+                assert [text for text, _ in ends.values()] == ["Hello there."] * 3
 
         # before the model is loaded: they wait in the queue
         await asyncio.gather(*(one(number) for number in range(6)))
@@ -426,12 +443,12 @@ def test_garbage_harms_nobody_else(models: Path, tmp_path: Path) -> None:
 def test_too_many_requests_are_refused(models: Path, tmp_path: Path) -> None:
     async def test(host: RunningHost) -> None:
         async with host.client() as link:
-            for number in range(66):
+            for number in range(MAX_OF_CLIENT + 1):
                 await link.send(ask(number))
-            _, end = await answer(link, 65)
+            _, end = await answer(link, MAX_OF_CLIENT)
             assert isinstance(end, Failed)
             assert isinstance(end.error, errors.Overloaded)
-            assert (await host.pong()).busy == 65
+            assert (await host.pong()).busy == MAX_OF_CLIENT
 
     run_host(models, tmp_path, "endless", test)
 
@@ -506,9 +523,9 @@ def test_counts_are_bounded_and_need_a_model(models: Path, tmp_path: Path) -> No
         await host.state()
         async with host.client() as link:
             big = UserMessage(text="word " * 20_000)
-            for number in range(MAX_WAITING + 1):
+            for number in range(MAX_COUNTS + 1):
                 await link.send(CountTokens(request_id=number, messages=[big]))
-            refused = await counted(link, MAX_WAITING)
+            refused = await counted(link, MAX_COUNTS)
             assert isinstance(refused, Failed)
             assert isinstance(refused.error, errors.Overloaded)
 

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
+import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -215,6 +219,33 @@ def test_a_model_that_does_not_load_at_start(punie_home: Path, tmp_path: Path):
             status = (await client.call("_punie/status"))["model"]
             assert (status["state"], status["error"]["type"]) == ("failed", "model_load_failed")
             assert await client.said(session, "say b", model="good") == "b"
+
+    asyncio.run(scenario())
+
+
+def test_the_engine_of_a_host_is_known_until_it_is_gone(punie_home: Path, tmp_path: Path):
+    async def scenario():
+        async with running(punie_home) as (_, paths), Client.connect(paths) as client:
+
+            async def settled(holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+                async with asyncio.timeout(DEADLINE):
+                    while True:
+                        if holds(model := (await client.call("_punie/status"))["model"]):
+                            return model
+                        await asyncio.sleep(0.01)
+
+            session = await client.session(tmp_path)
+            await client.answer(session, "say a")
+            before = await settled(lambda model: model["state"] == "ready")
+            assert before["engine"] is None
+            await client.answer(session, "say b", model="other")
+            told = await settled(lambda model: model["engine"] is not None)
+            assert told["engine"]["steps"] == 1
+            os.kill(told["pid"], signal.SIGKILL)
+            after = await settled(
+                lambda model: model["state"] == "ready" and model["pid"] not in (None, told["pid"])
+            )
+            assert after["engine"] is None
 
     asyncio.run(scenario())
 

@@ -7,16 +7,15 @@ import threading
 from dataclasses import replace
 
 from punie_model_host import main
-from punie_model_host.generation import Generation, Produced
+from punie_model_host.batch import Batch
 from punie_model_host.lifetime import leave
 from punie_model_host.log import configure
 from punie_model_host.process import Host
 
 
-def hang(self: Generation) -> list[Produced]:
+def hang(self: Batch) -> None:
     """Block the engine's thread."""
     threading.Event().wait()
-    return []
 
 
 async def serve() -> int:
@@ -27,5 +26,5 @@ async def serve() -> int:
 
 if __name__ == "__main__":
     configure()
-    Generation.step = hang
+    Batch.dispatch = hang
     leave(asyncio.run(serve()))

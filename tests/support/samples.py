@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from punie_protocol import client, errors
+from punie_protocol import client, engine, errors
 from punie_protocol.backends import Backend
 from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages import common, to_model_client, to_model_host, to_supervisor, to_worker
@@ -20,6 +20,15 @@ MODEL = common.ModelInfo(
     max_output_tokens=700,
 )
 USAGE = common.Usage(input_tokens=10, cached_tokens=4, output_tokens=3)
+ENGINE = engine.EngineStatus(
+    running=1,
+    batch=1,
+    requests={"finished": 2},
+    input_tokens=10,
+    ttft_s=engine.Histogram(bounds=[0.5], counts=[1, 1], sum=2.0),
+    kv=engine.KVStatus(running=4096, budget=1 << 30),
+    clients=[engine.ClientUsage(client_id="c", running=1, requests=3)],
+)
 LOST = errors.ProcessLost(message="worker-1 ended", hint="ask again", process="worker-1", pid=7)
 
 UNIONS: dict[str, Any] = {
@@ -85,6 +94,9 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
         ),
         to_supervisor.HalfQuarantined(project_id="p1", operation="search", seconds=30.0),
         to_supervisor.ProgramsRunning(project_id="p1", count=2),
+        to_supervisor.EngineReport(engine=ENGINE),
+        to_supervisor.DoorIs(request_id=6, port=8321),
+        to_supervisor.DoorIs(request_id=-1, error=LOST),
         to_supervisor.Pong(
             nonce=5,
             busy=1,
@@ -157,6 +169,8 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
     "control_to_model_host": [
         to_model_host.Welcome(protocol=1, version="0.1.0", limits=LIMITS),
         to_model_host.LoadModel(request_id=4, model="embedded"),
+        to_model_host.OpenDoor(request_id=6, port=0, key="k"),
+        to_model_host.CloseDoor(request_id=7),
         to_model_host.Ping(nonce=5),
         to_model_host.Stop(reason="shutdown", deadline_s=2.0),
     ],
@@ -185,7 +199,9 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             tools=[
                 to_model_host.ToolSchema(name="read_file", description="Read.", parameters="{}")
             ],
-            sampling=to_model_host.Sampling(temperature=0.5, stop=["\n\n"]),
+            sampling=to_model_host.Sampling(
+                temperature=0.5, stop=["\n\n"], logit_bias={7: -1.5}, xtc_probability=0.1
+            ),
         ),
         to_model_host.CancelGenerate(request_id=9),
         to_model_host.CountTokens(request_id=10, messages=[to_model_host.UserMessage(text="hi")]),

@@ -1,7 +1,9 @@
 """A model host for the supervisor's tests: no model, the control protocol alone.
 
 Model names: ``crash`` ends the process at its start, ``bad`` fails to load, anything starting with
-``slow`` takes a second, all others load at once.
+``slow`` takes a second, all others load at once. An engine is reported after each load that was
+asked for, with as many steps as the request's id. Its HTTP door is open wherever it is wanted, but
+at port 1; any port is 4242.
 """
 
 import argparse
@@ -12,7 +14,8 @@ from pathlib import Path
 
 from punie_protocol import handshake
 from punie_protocol.codec import MessageDecoder
-from punie_protocol.errors import ModelLoadFailed
+from punie_protocol.engine import EngineStatus
+from punie_protocol.errors import InvalidRequest, ModelLoadFailed
 from punie_protocol.link import FrameLink
 from punie_protocol.messages import to_model_host, to_supervisor
 from punie_protocol.messages.common import ModelInfo, PromptStyle, Role
@@ -22,6 +25,8 @@ _decoder = MessageDecoder[to_model_host.ControlToModelHost](
     "model host", to_model_host.ControlToModelHost
 )
 MB = 1024 * 1024
+TAKEN = 1
+ANY = 4242
 
 
 class FakeHost:
@@ -31,6 +36,7 @@ class FakeHost:
         self.link = link
         self.model: ModelInfo | None = None
         self.loads: set[asyncio.Task[None]] = set()
+        self.door: int | None = None
 
     async def run(self) -> None:
         async for message in self.link:
@@ -39,6 +45,11 @@ class FakeHost:
                     self.link.send_nowait(to_supervisor.Pong(nonce=nonce, busy=0))
                 case to_model_host.LoadModel(request_id=id, model=model):
                     self.start(id, model)
+                case to_model_host.OpenDoor(request_id=id, port=port):
+                    self.open_door(id, port)
+                case to_model_host.CloseDoor(request_id=id):
+                    self.door = None
+                    self.link.send_nowait(to_supervisor.DoorIs(request_id=id))
                 case to_model_host.Stop():
                     return
                 case _:
@@ -48,6 +59,12 @@ class FakeHost:
         task = asyncio.ensure_future(self.load(id, model))
         self.loads.add(task)
         task.add_done_callback(self.loads.discard)
+
+    def open_door(self, id: int, port: int) -> None:
+        error = InvalidRequest(message="port 1 is taken") if port == TAKEN else None
+        self.door = self.door if error else port or ANY
+        said = to_supervisor.DoorIs(request_id=id, port=self.door, error=error)
+        self.link.send_nowait(said)
 
     async def load(self, id: int, model: str) -> None:
         steps = 10 if model.startswith("slow") else 1
@@ -67,6 +84,8 @@ class FakeHost:
             max_output_tokens=100,
         )
         self.say(id, Load.READY, model)
+        if id >= 0:
+            self.link.send_nowait(to_supervisor.EngineReport(engine=EngineStatus(steps=id)))
 
     def say(
         self,

@@ -142,6 +142,17 @@ def test_the_timeline_begins_with_the_wait() -> None:
     assert "<title>1000.0 ms</title>" in html
 
 
+def test_a_step_says_what_of_its_input_was_cached() -> None:
+    assert TURNS[0].meta is not None
+    [step, *_] = TURNS[0].meta.steps
+    told = msgspec.structs.replace(
+        step, usage=Usage(input_tokens=120, cached_tokens=100, output_tokens=7)
+    )
+    meta = msgspec.structs.replace(TURNS[0].meta, steps=[told])
+    html = page(punie.PerfReport(turns=[msgspec.structs.replace(TURNS[0], meta=meta)]))
+    assert "; 120 tokens in, 100 of them cached, 7 out</title>" in html
+
+
 def test_the_page_is_whole_and_runs_nothing() -> None:
     html = page(punie.PerfReport(turns=TURNS))
     tags = Tags()

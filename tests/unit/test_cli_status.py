@@ -13,6 +13,7 @@ from punie_protocol.client import (
     WorkerStatus,
     WorkerUsage,
 )
+from punie_protocol.engine import DoorStatus
 from punie_protocol.isolation import WorkerLimits
 from punie_protocol.messages.common import HalfStatus, Isolation
 from punie_supervisor.cli.projects import _moved
@@ -46,6 +47,24 @@ def project(root: str = "/home/ada/shop", **fields: Any) -> ProjectStatus:
         "worker": "worker-0123456789abcdef",
     }
     return ProjectStatus(**given | fields)
+
+
+def status_of_door(door: DoorStatus | None) -> str:
+    model = ModelStatus(
+        name="embedded", folder="/m", state="ready", pid=7, rss_bytes=300_000_000, door=door
+    )
+    return render(report(model=model))
+
+
+def test_the_door_is_said_when_somebody_wants_it() -> None:
+    assert "door" not in status_of_door(None)
+    file = "/s/openai-key"
+    there = status_of_door(DoorStatus(url="http://127.0.0.1:80/v1", key_file=file))
+    assert "door     http://127.0.0.1:80/v1, its key in /s/openai-key" in there.splitlines()
+    fault = status_of_door(DoorStatus(key_file=file, error="port 80 is taken"))
+    assert "door     closed: port 80 is taken" in fault.splitlines()
+    gone = status_of_door(DoorStatus(key_file=file))
+    assert "door     closed: the model host does not run" in gone.splitlines()
 
 
 def report(**fields: Any) -> StatusReport:

@@ -1,4 +1,4 @@
-"""The model host's small pure parts: stop strings, scheduler, prefix search, watchdog, BLAS."""
+"""The model host's small pure parts: stop strings, watchdog, BLAS."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,11 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from punie_model_host import blas
-from punie_model_host.prompt_cache import common_prefix
-from punie_model_host.scheduler import Scheduler
 from punie_model_host.stops import StopStrings
 from punie_model_host.watchdog import LOOKS, Watchdog
-from punie_protocol.messages.common import Priority
 
 
 @given(
@@ -47,33 +44,6 @@ def test_a_stop_string_in_pieces_never_leaks() -> None:
     assert stream.stopped
 
 
-def test_interactive_goes_first_and_clients_take_turns() -> None:
-    scheduler: Scheduler[str] = Scheduler(10)
-    for request, client, priority in (
-        ("a1", "a", Priority.INTERACTIVE),
-        ("z1", "z", Priority.BACKGROUND),
-        ("a2", "a", Priority.INTERACTIVE),
-        ("a3", "a", Priority.INTERACTIVE),
-        ("b1", "b", Priority.INTERACTIVE),
-        ("b2", "b", Priority.INTERACTIVE),
-    ):
-        assert scheduler.push(request, client, priority)
-    order = [scheduler.pop() for _ in range(7)]
-    assert order == ["a1", "b1", "a2", "b2", "a3", "z1", None]
-
-
-def test_the_queue_is_bounded_and_gives_up_what_is_cancelled() -> None:
-    scheduler: Scheduler[int] = Scheduler(3)
-    assert [scheduler.push(n, f"c{n % 2}", Priority.INTERACTIVE) for n in range(4)] == [
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert scheduler.remove(lambda n: n in (0, 2, 9)) == [0, 2]
-    assert (len(scheduler), scheduler.pop(), scheduler.pop()) == (1, 1, None)
-
-
 def test_only_a_request_without_progress_for_a_whole_deadline_is_hung() -> None:
     watchdog = Watchdog()
     for progress in (7, None, 7, 8, 7, None):
@@ -82,14 +52,6 @@ def test_only_a_request_without_progress_for_a_whole_deadline_is_hung() -> None:
     assert not any(watchdog.is_hung(9) for _ in range(LOOKS))
     assert watchdog.is_hung(9)
     assert not watchdog.is_hung(10)
-
-
-@given(st.binary(max_size=40), st.binary(max_size=40))
-def test_common_prefix(a: bytes, b: bytes) -> None:
-    size = common_prefix(a, b)
-    assert a[:size] == b[:size]
-    assert size == min(len(a), len(b)) or a[size] != b[size]
-    assert common_prefix(a, a + b) == len(a)
 
 
 def test_blas_is_taken_from_the_pointer_or_the_environment(tmp_path: Path) -> None:

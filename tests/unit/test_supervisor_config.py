@@ -7,9 +7,11 @@ import pytest
 
 from punie_protocol import backends
 from punie_protocol.backends import Server
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import PunieError
 from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.permissions import Mode, PermissionSettings, Rule
+from punie_supervisor.child_spec import Programs, model_host_spec
 from punie_supervisor.config import Config, key_of
 from punie_supervisor.main import _absolute
 from punie_supervisor.paths import Paths
@@ -67,6 +69,15 @@ def test_limits_and_sandbox_are_read(tmp_path: Path) -> None:
     assert config.sandbox == SandboxSettings(read=["/opt", "~/x"], environment=["CI"])
 
 
+def test_the_engines_settings_are_read_and_reach_the_model_host(tmp_path: Path) -> None:
+    config = load(tmp_path, "[engine]\nmemory_mb = 2000\nmax_batch = 4\nopenai_port = 0\n")
+    assert config.engine == EngineSettings(memory_mb=2000, max_batch=4, openai_port=0)
+    paths = Paths.from_environment({"PUNIE_HOME": str(tmp_path)})
+    spec = model_host_spec(paths, "embedded", {}, Programs(), config.engine)
+    given = spec.command[spec.command.index("--settings") + 1]
+    assert msgspec.json.decode(given, type=EngineSettings) == config.engine
+
+
 SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
 
 
@@ -88,6 +99,14 @@ SERVER = '[[servers]]\nurl = "http://h:1/v1"\n'
         ("[limits]\nmemory_mb = 1", r"\[limits\] memory_mb: it must be a whole number >= 256"),
         ("[limits]\nfiles = 'x'", r"\[limits\] files: it must be a whole number, this is a text"),
         ("[limits]\nmemory = 1", "limits: there is no key 'memory'"),
+        ("[engine]\nmemory_mb = 8", r"\[engine\] memory_mb: it must be a whole number >= 16"),
+        (
+            "[engine]\nmemory_mb = 'all'",
+            r"\[engine\] memory_mb: it must be a whole number, this is a",
+        ),
+        ("[engine]\nmax_batch = 1000", r"\[engine\] max_batch: it must be a whole number <= 256"),
+        ("[engine]\nopenai_port = -1", r"\[engine\] openai_port: it must be a whole number >= 0"),
+        ("[engine]\ndisk_gb = 1", "engine: there is no key 'disk_gb'"),
         ("[sandbox]\nread = '/opt'", r"\[sandbox\] read: it must be a list, this is a text"),
         ("[sandbox]\nwrite = ['/x', 'x']", r"\[sandbox\] write\[1\]: 'x' is not an absolute path"),
         ("[sandbox]\nread = ['~']", r"\[sandbox\] read\[0\]: '~' is your home"),
@@ -128,6 +147,7 @@ def test_what_is_wrong_is_refused_with_file_and_key(tmp_path: Path, text: str, n
         ('modle = "x"', "did you mean 'model'? keys there: model, isolation, permissions, servers"),
         ("[permission]", "did you mean 'permissions'? "),
         ("[limits]\nmemory = 1", "did you mean 'memory_mb'? keys there: memory_mb, cpu_s"),
+        ("[engine]\nstep_token = 64", "did you mean 'step_tokens'? keys there: memory_mb, disk_mb"),
         ("[sandbox]\nenv = []", "keys there: read, write, environment"),
         (SERVER + "ready = 1", "did you mean 'ready_s'? "),
         ("[permissions]\ndeny = [{zzz = 1}]", "keys there: tool, path, command"),
@@ -180,7 +200,15 @@ def test_a_password_in_a_models_name_is_refused_and_not_repeated(address: str):
 
 def test_every_key_is_documented():
     text = DOCS.read_text()
-    for kind in (Config, Server, PermissionSettings, Rule, WorkerLimits, SandboxSettings):
+    for kind in (
+        Config,
+        Server,
+        PermissionSettings,
+        Rule,
+        WorkerLimits,
+        SandboxSettings,
+        EngineSettings,
+    ):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in text, (kind.__name__, field.name)
 

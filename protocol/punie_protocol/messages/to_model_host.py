@@ -36,7 +36,23 @@ class Stop(Message, frozen=True, tag="stop"):
     deadline_s: float
 
 
-type ControlToModelHost = Welcome | LoadModel | Ping | Stop
+class OpenDoor(Message, frozen=True, tag="open_door"):
+    """Supervisor: serve the HTTP door at this port of the loopback interface (0: any that is free)
+    to whoever has `key`. A door that is open is closed first, unless port and key are the same.
+    Answered by `DoorIs`."""
+
+    request_id: int
+    port: int
+    key: str
+
+
+class CloseDoor(Message, frozen=True, tag="close_door"):
+    """Supervisor: end the HTTP door; its requests are cancelled. Answered by `DoorIs`."""
+
+    request_id: int
+
+
+type ControlToModelHost = Welcome | LoadModel | OpenDoor | CloseDoor | Ping | Stop
 
 
 class ClientHello(Message, frozen=True, tag="client_hello"):
@@ -102,13 +118,20 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to sample; ``None`` means as the model's profile says."""
+    """How to sample; ``None`` means as the model's profile says. `logit_bias` is added to the
+    logits of those token ids. `xtc_*` are of "exclude top choices": with that probability, of
+    several tokens over the threshold only the least likely is kept."""
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    logit_bias: dict[int, float] = {}
     seed: int | None = None
     max_tokens: int | None = None
     stop: list[str] = []

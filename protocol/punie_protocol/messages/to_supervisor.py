@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from punie_protocol.client import BackgroundCommand, PromptReport
+from punie_protocol.engine import EngineStatus
 from punie_protocol.errors import WireError
 from punie_protocol.messages.common import HalfStatus, Limits, Message, ModelInfo, Role
 from punie_protocol.permissions import Grant
@@ -159,6 +160,22 @@ class ModelState(Message, frozen=True, tag="model_state"):
     error: WireError | None = None
 
 
+class EngineReport(Message, frozen=True, tag="engine_report"):
+    """The model host's engine as it is now; sent at most once a second, while it changes."""
+
+    engine: EngineStatus
+
+
+class DoorIs(Message, frozen=True, tag="door_is"):
+    """Answer to `OpenDoor` and `CloseDoor`; with `request_id` -1 the door ended by itself. `port`
+    is where it is open, None when it is closed, `error` then says why if that was not asked
+    for."""
+
+    request_id: int
+    port: int | None = None
+    error: WireError | None = None
+
+
 class Pong(Message, frozen=True, tag="pong"):
     """Answer to `Ping`. `busy` counts turns (worker) or requests (model host) under way; `halves`
     are a worker's, one a project that is open."""
@@ -184,5 +201,7 @@ type ToSupervisor = (
     | PromptDescribed
     | CommandsTold
     | ModelState
+    | EngineReport
+    | DoorIs
     | Pong
 )

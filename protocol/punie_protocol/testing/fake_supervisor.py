@@ -16,8 +16,10 @@ from punie_protocol.messages.common import Isolation, Limits, Message
 from punie_protocol.messages.to_supervisor import (
     AgentMessage,
     CommandsTold,
+    DoorIs,
     EffectFinished,
     EffectStarted,
+    EngineReport,
     HalfQuarantined,
     Hello,
     ModelState,
@@ -331,7 +333,7 @@ class FakeSupervisor:
                 self._replies.deliver("commands", id, message)
             case HalfQuarantined() | ProgramsRunning():
                 pass  # kept in `received`
-            case Hello() | Ready() | ModelState():
+            case Hello() | Ready() | ModelState() | EngineReport() | DoorIs():
                 what = type(message).__name__
                 raise PunieError(InvalidRequest(message=f"the worker sent {what} after its start"))
             case _:

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from punie_protocol import client as punie
-from punie_protocol.errors import WireError
+from punie_protocol.errors import Overloaded, WireError
 from punie_protocol.isolation import WorkerLimits
+from punie_supervisor.cli import engine_text
 
 WIDTH: Final = 80
 """Columns of a terminal; a path may need more."""
@@ -23,6 +24,8 @@ MIN_WATCHES: Final = 16_384
 """One a folder of each open project."""
 MIN_WATCHERS: Final = 64
 """One an open project."""
+
+_OVERLOADED: Final = str(Overloaded.__struct_config__.tag)
 
 
 class Level(StrEnum):
@@ -235,6 +238,20 @@ def model(status: punie.ModelStatus) -> Check:
     if status.error is not None:
         return failed("model", status.error)
     return ok("model", f"{status.name}, {status.state}")
+
+
+def engine(status: punie.ModelStatus) -> list[Check]:
+    """Whether the model host's engine answers what it is asked; nothing while it did nothing."""
+    found = status.engine
+    if found is None or not engine_text.has_worked(found):
+        return []
+    done = engine_text.requests(found)
+    if found.requests.get("failed"):
+        return [warn("engine", done, "see: punie logs")]
+    if refused := found.rejected.get(_OVERLOADED, 0):
+        text = f"{done}, {refused} of those because too many waited"
+        return [warn("engine", text, "see who asks: punie status --json, model.engine.clients")]
+    return [ok("engine", f"{done}, {engine_text.cached(found)}")]
 
 
 def workers(found: Sequence[punie.WorkerStatus], system: str) -> Check:

@@ -203,6 +203,7 @@ async def _daemon(paths: Paths) -> Sequence[Check]:
     return [
         checks.versions(daemon, version()),
         checks.model(report.model),
+        *checks.engine(report.model),
         checks.workers(report.workers, sys.platform),
         *checks.unconfined(report.projects),
     ]

@@ -39,6 +39,14 @@ projects_app = typer.Typer(
 )
 app.add_typer(projects_app)
 
+model_app = typer.Typer(
+    name="model",
+    help="Let other programs use the model.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(model_app)
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -214,6 +222,40 @@ def show(
 
     directory_ = folder_of(directory)
     raise typer.Exit(command.show(directory_, resolve_model(model), as_json=as_json))
+
+
+@model_app.callback()
+def model_group() -> None:
+    """Let other programs use the model."""
+
+
+@model_app.command()
+def serve(
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--openai-port",
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Its port; 0 for any. Default: openai_port of the config file, else any.",
+        ),
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Close it.")] = False,
+    show_key: Annotated[bool, typer.Option("--show-key", help="Print the key.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the model to other programs of yours: OpenAI's API on this machine, with a key.
+
+    It stays until the daemon ends, or --stop.
+    """
+    from punie_supervisor.cli import serve as command
+
+    if stop and (port is not None or show_key):
+        raise typer.BadParameter("it goes alone", param_hint="--stop")
+    if stop:
+        raise typer.Exit(command.stop(as_json=as_json))
+    raise typer.Exit(command.serve(port, show_key=show_key, as_json=as_json))
 
 
 @app.command()

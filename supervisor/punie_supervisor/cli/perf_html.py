@@ -166,10 +166,11 @@ def _row(number: int, shift: float, drawn: str) -> str:
 
 
 def _step(number: int, step: ModelTiming, scale: float) -> str:
-    waited = step.start_ms + step.queue
+    waited, usage = step.start_ms + step.queue, step.usage
     label = (
         f"model step {number}: {ms(step.wall_ms)} (queue {ms(step.queue)}, "
-        f"prefill {ms(step.prefill)}, decode {ms(step.decode)})"
+        f"prefill {ms(step.prefill)}, decode {ms(step.decode)}); {usage.input_tokens} tokens in, "
+        f"{usage.cached_tokens} of them cached, {usage.output_tokens} out"
     )
     return _label(f"model step {number}") + "".join(
         (

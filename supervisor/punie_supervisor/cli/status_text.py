@@ -8,7 +8,9 @@ from typing import Final, assert_never
 
 from punie_protocol import backends
 from punie_protocol import client as punie
+from punie_protocol.engine import DoorStatus
 from punie_protocol.isolation import WorkerLimits
+from punie_supervisor.cli import engine_text
 from punie_supervisor.cli.output import printable
 from punie_supervisor.cli.tables import duration, size, table
 
@@ -112,6 +114,17 @@ def _daemon(report: punie.StatusReport) -> Iterator[str]:
     yield f"model    {printable(model.name)}, {_model_state(report)}{process}"
     if model.error is not None:
         yield f"         {printable(model.error.message)}"
+    for n, line in enumerate(engine_text.lines(model.engine)):
+        yield f"{'' if n else 'engine':9}{line}"
+    if model.door is not None:
+        yield f"door     {_door(model.door)}"
+
+
+def _door(door: DoorStatus) -> str:
+    """Return where other programs find the model, or why they do not."""
+    if not door.url:
+        return f"closed: {printable(door.error) or 'the model host does not run'}"
+    return f"{door.url}, its key in {printable(door.key_file)}"
 
 
 def _model_state(report: punie.StatusReport) -> str:

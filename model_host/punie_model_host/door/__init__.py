@@ -1,0 +1,1 @@
+"""The HTTP door: OpenAI's API on the same engine, for other tools of this user on this machine."""

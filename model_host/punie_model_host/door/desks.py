@@ -1,0 +1,42 @@
+"""What the door needs of the desk: no more than a place among its clients."""
+
+from typing import Protocol
+
+from punie_protocol.engine import EngineStatus
+from punie_protocol.messages.common import ModelInfo
+from punie_protocol.messages.to_model_client import ToModelClient
+from punie_protocol.messages.to_model_host import Generate
+
+
+class Sink(Protocol):
+    """Where a client's messages go. `send` never blocks; it raises `LinkClosed` when nobody reads
+    any more."""
+
+    def send(self, message: ToModelClient) -> None: ...
+
+
+class Desk(Protocol):
+    """The event loop's end of the engine. `quiet_s` are the seconds since it last said anything of
+    a request, 0 while it has none."""
+
+    @property
+    def model(self) -> ModelInfo | None: ...
+
+    @property
+    def status(self) -> EngineStatus | None: ...
+
+    @property
+    def quiet_s(self) -> float: ...
+
+    def enter(self, sink: Sink, /) -> int:
+        """Return the number of a new client."""
+        ...
+
+    def submit(self, client: int, request: Generate, /) -> None:
+        """Answer a request through the client's sink, to its `Finished` or `Failed`; also when it
+        is refused, then before this returns."""
+        ...
+
+    def leave(self, client: int, /) -> None:
+        """The client goes: all of its requests are cancelled."""
+        ...

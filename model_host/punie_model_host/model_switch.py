@@ -1,0 +1,193 @@
+"""Which model answers: the checks, the load, the way back to the one before when a load fails."""
+
+import gc
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from punie_model_host.engine_messages import LoadCommand, ModelIs
+from punie_model_host.folder import ModelFolder, check_folder, resolve
+from punie_model_host.loading import LoadedModel, build, display_name, read_weights
+from punie_model_host.log import event
+from punie_model_host.request import PROGRESS_INTERVAL
+from punie_protocol.errors import (
+    Cancelled,
+    Internal,
+    ModelUnavailable,
+    PunieError,
+    WireError,
+)
+from punie_protocol.messages.to_supervisor import Load, ModelState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    request_id: int
+    model: str
+    folder: ModelFolder
+
+
+class ModelSwitch:
+    """Owns the loaded model. `give_up` is called before its weights go; `look_up` between the
+    tensors of a load, and may call `ask`. For the engine's thread."""
+
+    def __init__(
+        self,
+        models_dir: Path,
+        emit: Callable[[ModelIs], None],
+        *,
+        give_up: Callable[[], None],
+        look_up: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._models_dir = models_dir
+        self._emit = emit
+        self._before_going = give_up
+        self._look_up = look_up
+        self._clock = clock
+        self.loaded: LoadedModel | None = None
+        self._wanted: _Wanted | None = None
+        self._error: WireError | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether another model is asked for; `perform` loads it."""
+        return self._wanted is not None
+
+    def ask(self, command: LoadCommand) -> None:
+        """Check the files now; `perform` reads them."""
+        if self._wanted is not None:
+            message = f"another model was asked for: {command.model}"
+            waiting, self._wanted = self._wanted, None
+            self._failed(waiting.request_id, waiting.model, Cancelled(message=message))
+        try:
+            folder = check_folder(resolve(command.model, self._models_dir))
+        except Exception as error:  # noqa: BLE001  the wall round a load
+            self._failed(command.request_id, command.model, _blame(command.model, error))
+            return
+        self._wanted = _Wanted(command.request_id, command.model, folder)
+        self._report_loading(self._wanted, 0)
+
+    def perform(self) -> bool:
+        """Build the new model, and only then give up the present one: two may not fit. Return
+        whether the new one answers; else the one before does, if there was one."""
+        assert self._wanted is not None
+        wanted, self._wanted = self._wanted, None
+        started = self._clock()
+        try:
+            self.loaded = self._load(wanted)
+        except Exception as error:  # noqa: BLE001  the wall round a load
+            self._failed(wanted.request_id, wanted.model, _blame(wanted.model, error))
+            return False
+        finally:
+            gc.collect()  # a model that was not read to its end holds its files open
+        self._error = None
+        info, seconds = self.loaded.info, self._clock() - started
+        event(_log, logging.INFO, "model-ready", name=info.name, seconds=f"{seconds:.2f}")
+        self._report(wanted.request_id, Load.READY, info.name)
+        return True
+
+    def unavailable(self) -> WireError:
+        """Return why no model answers."""
+        cause = self._error
+        return ModelUnavailable(
+            message=f"no model is loaded: {cause.message}" if cause else "no model is loaded",
+            hint=cause.hint if cause else "",
+        )
+
+    def _load(self, wanted: _Wanted) -> LoadedModel:
+        before = self.loaded.folder if self.loaded else None
+        new = build(wanted.folder)
+        self._give_up()
+        try:
+            self._read(wanted, new)
+        except Exception as error:
+            del new
+            _forget_frames(error)
+            self._restore(before)
+            raise
+        return new
+
+    def _restore(self, before: ModelFolder | None) -> None:
+        """A disk or memory failure that no check foresaw: go back to the model that worked."""
+        if before is None:
+            return
+        self._give_up()
+        try:
+            old = build(before)
+            read_weights(old, lambda _done, _total: self._look_up())
+            self.loaded = old
+        except Exception as error:  # noqa: BLE001  the wall round a load
+            event(_log, logging.ERROR, "model-not-restored", folder=before.path, error=error)
+
+    def _give_up(self) -> None:
+        self._before_going()
+        self.loaded = None
+        gc.collect()
+        mx.clear_cache()
+
+    def _read(self, wanted: _Wanted, new: LoadedModel) -> None:
+        reported = float("-inf")
+
+        def progress(done: int, _total: int) -> None:
+            nonlocal reported
+            now = self._clock()
+            if now - reported >= PROGRESS_INTERVAL:
+                reported = now
+                self._report_loading(wanted, done)
+            self._look_up()
+
+        read_weights(new, progress)
+
+    def _failed(self, request_id: int, model: str, error: WireError) -> None:
+        if self.loaded is None:
+            self._error = error
+        event(_log, logging.ERROR, "model-failed", model=model, error=error.message)
+        self._report(request_id, Load.FAILED, display_name(model), error=error)
+
+    def _report_loading(self, wanted: _Wanted, done: int) -> None:
+        total = wanted.folder.weight_bytes
+        name = display_name(wanted.model)
+        self._report(wanted.request_id, Load.LOADING, name, done_bytes=done, total_bytes=total)
+
+    def _report(
+        self,
+        request_id: int,
+        state: Load,
+        name: str,
+        *,
+        done_bytes: int = 0,
+        total_bytes: int = 0,
+        error: WireError | None = None,
+    ) -> None:
+        message = ModelState(
+            request_id=request_id,
+            state=state,
+            name=name,
+            done_bytes=done_bytes,
+            total_bytes=total_bytes,
+            model=self.loaded.info if self.loaded else None,
+            error=error,
+        )
+        self._emit(ModelIs(message, self.loaded.facts if self.loaded else None))
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the weights that the calls which ended in `error` still hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _blame(model: str, error: Exception) -> WireError:
+    if isinstance(error, PunieError):
+        return error.error
+    _log.error("load-failed model=%s", model, exc_info=error)
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Internal(message=f"{model} cannot be loaded: {text[:300]}", hint="see punie logs")
