@@ -16,15 +16,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from benchmarks import common
+from benchmarks import engine_plan as plan
 from benchmarks import engine_summary as summary
 from benchmarks import engine_workloads as workloads
-from benchmarks.engine_client import Server
 from benchmarks.engine_servers import AnyServer, Ours, Peer, conditions, running
 from punie_model_host import folder as model_folder
 
@@ -32,56 +35,17 @@ IDLE_BEFORE_KILL: Final = 15.0
 """Seconds without a request before the model host is killed: what it wrote until then is there."""
 _PROGRAM: Final = 600.0
 """Seconds a program of its own may take."""
-
-FEWER: Final = {"fairness": 2, "moe": 3, "embedded": 3}
-"""Workloads that get no more rounds than that."""
-
-type Work = Callable[[Server, str], Awaitable[workloads.Sample]]
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much is measured."""
-
-    rounds: int
-    requests: int
-    joins: int
-    gaps: int
-    fair_s: float
-    fuzz: int
-    lengths: workloads.Lengths = field(default_factory=workloads.Lengths)
-
-
-FULL: Final = Size(rounds=5, requests=3, joins=12, gaps=1, fair_s=25.0, fuzz=10_000)
-QUICK: Final = Size(
-    rounds=1,
-    requests=1,
-    joins=6,
-    gaps=1,
-    fair_s=10.0,
-    fuzz=300,
-    lengths=workloads.Lengths(conversations=4, turns=3, answer=12),
-)
-NAMES: Final = (
-    "throughput",
-    "join",
-    "gap",
-    "scaling",
-    "fairness",
-    "cached",
-    "moe",
-    "embedded",
-    "fuzz",
-)
+_FAULTS: Final = (RuntimeError, OSError, subprocess.SubprocessError, psutil.Error)
+"""What a part that cannot be measured fails with; the others are measured all the same."""
 
 
 def main() -> None:
     """Measure and print; exit status 1 when a part could not be measured."""
     options = _options()
-    only = options.only.split(",") if options.only else [*NAMES]
-    if unknown := set(only) - {*NAMES}:
-        sys.exit(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
-    size = QUICK if options.quick else FULL
+    only = options.only.split(",") if options.only else [*plan.NAMES]
+    if unknown := set(only) - {*plan.NAMES}:
+        sys.exit(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(plan.NAMES)}")
+    size = plan.QUICK if options.quick else plan.FULL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # servers end too
     with tempfile.TemporaryDirectory(prefix="pe-") as folder:
         bench = Bench(Path(folder), size, options.rounds or size.rounds)
@@ -103,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="JSON alone, as the last line")
     parser.add_argument("--rounds", type=int, help="how many; medians are over them")
-    parser.add_argument("--only", help=f"of {','.join(NAMES)}")
+    parser.add_argument("--only", help=f"of {','.join(plan.NAMES)}")
     parser.add_argument("--quick", action="store_true", help="a first impression, in minutes")
     parser.add_argument("--profile", action="store_true", help="where a step's time goes")
     return parser.parse_args()
@@ -114,7 +78,7 @@ class Bench:
     """What was measured: `raw` by workload and side, `failed` says why something was not."""
 
     scratch: Path
-    size: Size
+    size: plan.Size
     rounds: int
     raw: dict[str, dict[str, list[workloads.Sample]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -125,7 +89,9 @@ class Bench:
 
     async def measure(self, only: list[str]) -> None:
         """Measure those parts."""
-        dense = {name: work for name, work in self._dense().items() if name.split("/")[0] in only}
+        dense = {
+            name: work for name, work in plan.dense(self.size).items() if name.split("/")[0] in only
+        }
         if dense:
             await self._compare("dense", dense)
         if "scaling" in only:
@@ -133,48 +99,13 @@ class Bench:
         if "cached" in only:
             await self._cached()
         if "moe" in only:
-            await self._compare("moe", self._streams("moe/"))
+            await self._compare("moe", plan.streams("moe/", self.size))
         if "embedded" in only:
-            await self._compare("embedded", self._embedded())
+            await self._compare("embedded", plan.embedded())
         if "fuzz" in only:
             self._fuzz()
 
-    def _streams(self, prefix: str) -> dict[str, Work]:
-        requests = self.size.requests
-        return {
-            f"{prefix}{clients}": lambda server, seed, clients=clients: workloads.throughput(
-                server, seed, clients=clients, requests=requests, prompt=256, answer=128
-            )
-            for clients in (1, 8)
-        }
-
-    def _dense(self) -> dict[str, Work]:
-        size = self.size
-        return self._streams("throughput/") | {
-            "join": lambda server, seed: workloads.join(
-                server, seed, streams=4, samples=size.joins, prompt=64
-            ),
-            "gap": lambda server, seed: workloads.gap(server, seed, streams=4, prompt=2_000),
-            "scaling/1": lambda server, seed: workloads.decoding(
-                server, seed, clients=1, prompt=32, answer=96
-            ),
-            "scaling/16": lambda server, seed: workloads.decoding(
-                server, seed, clients=16, prompt=32, answer=96
-            ),
-            "fairness": lambda server, seed: workloads.fairness(
-                server, seed, others=3, greedy=8, seconds=size.fair_s, answer=128
-            ),
-        }
-
-    def _embedded(self) -> dict[str, Work]:
-        return {
-            f"embedded/{clients}": lambda server, seed, clients=clients: workloads.throughput(
-                server, seed, clients=clients, requests=4, prompt=48, answer=128
-            )
-            for clients in (1, 8)
-        }
-
-    async def _compare(self, model: str, works: dict[str, Work]) -> None:
+    async def _compare(self, model: str, works: dict[str, plan.Work]) -> None:
         """Ask theirs, then ours, and again in every round. Nothing is written to disk by ours
         while theirs is measured: it has no second tier here."""
         folder = self._model(model)
@@ -182,22 +113,22 @@ class Bench:
         ours = Ours(folder, self.scratch / f"o-{model}", ["disk_mb = 0"])
         async with self._guarded(model), running(theirs, ours):
             for side in (theirs, ours):
-                await self._one("warm-up", side, _warm_up, "warm-up")
+                await self._one("warm-up", side, plan.warm_up, "warm-up")
             for number in range(self.rounds):
                 for name, work in works.items():
-                    if number >= FEWER.get(name.split("/")[0], self.rounds):
+                    if number >= plan.FEWER.get(name.split("/")[0], self.rounds):
                         continue
                     for side in (theirs, ours):
                         await self._one(name, side, work, f"{model}-{name}-{number}")
         self.raw.pop("warm-up", None)
 
-    async def _one(self, name: str, side: AnyServer, work: Work, seed: str) -> None:
+    async def _one(self, name: str, side: AnyServer, work: plan.Work, seed: str) -> None:
         started = time.monotonic()
         try:
             cpu = side.cpu_seconds()
             sample = await work(side.server, seed)
             self.raw[name][side.name].append(sample | {"server_cpu_s": side.cpu_seconds() - cpu})
-        except (RuntimeError, OSError, TimeoutError, ExceptionGroup) as error:
+        except (*_FAULTS, ExceptionGroup) as error:
             self._fail(f"{name} {side.name}", error)
         _say(f"{name} {side.name}: {time.monotonic() - started:.1f} s")
 
@@ -246,7 +177,7 @@ class Bench:
             if not done.stdout:
                 raise RuntimeError(f"exit {done.returncode}: {done.stderr[-2000:]}")
             self.raw[name]["ours"].append(json.loads(done.stdout.splitlines()[-1]))
-        except (RuntimeError, OSError, subprocess.TimeoutExpired, ValueError) as error:
+        except (*_FAULTS, ValueError) as error:
             self._fail(name, error)
 
     def _model(self, kind: str) -> Path:
@@ -260,36 +191,18 @@ class Bench:
             self.models[kind] = json.loads(done.stdout)
         return folder
 
-    def _guarded(self, what: str) -> _Guard:
-        return _Guard(self, what)
+    @asynccontextmanager
+    async def _guarded(self, what: str) -> AsyncGenerator[None]:
+        """A context in which a server that does not start fails that part alone."""
+        try:
+            yield
+        except _FAULTS as error:
+            self._fail(what, error)
 
     def _fail(self, what: str, error: BaseException) -> None:
         causes = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         self.failed[what] = "; ".join(f"{type(one).__name__}: {one}"[:1500] for one in causes)
         _say(f"{what}: {self.failed[what]}")
-
-
-class _Guard:
-    """A context in which a server that does not start fails that part alone."""
-
-    def __init__(self, bench: Bench, what: str) -> None:
-        self._bench = bench
-        self._what = what
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, RuntimeError | OSError | TimeoutError):
-            return False
-        self._bench._fail(self._what, error)
-        return True
-
-
-async def _warm_up(server: Server, seed: str) -> workloads.Sample:
-    """Compute every shape once that a workload has, for kernels are compiled at first use."""
-    await workloads.throughput(server, seed, clients=1, requests=1, prompt=64, answer=8)
-    return await workloads.throughput(server, seed, clients=8, requests=1, prompt=64, answer=24)
 
 
 def _say(text: str) -> None:

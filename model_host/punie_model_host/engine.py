@@ -30,6 +30,7 @@ from punie_model_host.engine_messages import (
 from punie_model_host.log import event
 from punie_model_host.metrics import End, Gauges, Metrics, Ran
 from punie_model_host.model_switch import ModelSwitch
+from punie_model_host.prompts import PromptError
 from punie_model_host.request import Phase, Produced, Request
 from punie_model_host.sampling import UNSOUND, RowError
 from punie_model_host.serving import Serving
@@ -42,6 +43,8 @@ REPORT_INTERVAL: Final = 1.0
 """Seconds between two reports while there is work."""
 _LAST_REPORT: Final = 0.1
 """The same when the work is done."""
+_RETRIES: Final = 3
+"""Failed forwards that one request may outlive."""
 _CLEAR_EVERY: Final = 256
 """Steps after which MLX's pool of freed buffers is emptied, as mlx-lm does."""
 
@@ -190,7 +193,7 @@ class Engine:
         for key, token in tokens:
             self._take(key, token, now)
         prefilled = self._prefill(serving, (*self._unbegun(plan.decode), *plan.prefill))
-        serving.wait(ahead=self._ahead)
+        self._wait(serving)
         serving.keep_to_budget(self._requests.values())
         ended = self._clock()
         self._metrics.step(
@@ -248,6 +251,9 @@ class Engine:
 
     def _retry(self, serving: Serving, request: Request) -> None:
         try:
+            request.retries += 1
+            if request.retries > _RETRIES:
+                raise PunieError(_never_together(request))
             serving.rebuild(request)
         except Exception as fault:  # noqa: BLE001  the wall round a request
             self._fault(request, fault)
@@ -260,12 +266,22 @@ class Engine:
             if request is None:
                 continue  # a fault ended it since the plan was made
             try:
-                total += serving.prefill(request, tokens, self._clock())
-            except Exception as error:  # noqa: BLE001  the wall round a request
-                self._fault(request, error)
+                total += serving.prompts.compute(request, tokens, self._clock())
+            except PromptError as error:
+                self._prompt_fault(error)
             else:
                 self._send(key, request.progress(self._clock()))
         return total
+
+    def _wait(self, serving: Serving) -> None:
+        try:
+            serving.prompts.wait(ahead=self._ahead)
+        except PromptError as error:
+            self._prompt_fault(error)
+
+    def _prompt_fault(self, error: PromptError) -> None:
+        if (request := self._requests.get(error.key)) is not None:
+            self._fault(request, error.cause)
 
     def _take(self, key: Key, token: int, now: float) -> None:
         request = self._requests[key]
@@ -291,7 +307,7 @@ class Engine:
         assert self._serving is not None
         self._serving.scheduler.decoded(request.key)
         if len(request.generated) == 1:
-            self._serving.remember_prompt(request)
+            self._serving.prompts.remember(request)
 
     def _fault(self, request: Request, error: Exception) -> None:
         self._end(request, End.FAILED, intact=False)
@@ -363,6 +379,13 @@ class Engine:
 
 def _end_of(produced: Sequence[Produced]) -> Ran:
     return End.FINISHED if isinstance(produced[-1], Finished) else End.FAILED
+
+
+def _never_together(request: Request) -> WireError:
+    message = (
+        f"request {request.key.request_id}: computed alone, but {_RETRIES} times not beside others"
+    )
+    return ModelFault(message=message, hint="less memory_mb or max_batch of [engine] may do")
 
 
 def _unsound(request: Request) -> WireError:

@@ -149,7 +149,7 @@ class PrefixCache:
         self._check_layout(read)
         path, at = walk(self._root, key)
         self._use(path)
-        path = self._opened(path, at, len(key) // TOKEN_BYTES)
+        path = self._opened(path, at, len(key) // TOKEN_BYTES, exactly=pinned)
         fresh: list[Node] = []
         try:
             self._add(key, path, read, fresh)
@@ -321,12 +321,13 @@ class PrefixCache:
         self._residents.clear()
         self._root = Node(b"")
 
-    def _opened(self, path: list[Node], at: int, end: int) -> list[Node]:
+    def _opened(self, path: list[Node], at: int, end: int, *, exactly: bool) -> list[Node]:
         """Return the nodes that hold the first `at` tokens, and to which the tokens up to `end` can
-        be added: a node that goes on differently, or whose rest cannot be read, is split, a short
-        one that nothing depends on yet is given up, to be copied again with what follows."""
+        be added: a node that goes on differently, or whose rest cannot be read, is split (one that
+        just goes on too, for `exactly`), a short one that nothing depends on yet is given up, to be
+        copied again with what follows."""
         surplus = sum(node.length for node in path) - at
-        if surplus and (at < end or path[-1].layers is None):
+        if surplus and (at < end or exactly or path[-1].layers is None):
             return [*path[:-1], self._split(path[-1], path[-1].length - surplus)]
         if surplus or at == end or not path:
             return path

@@ -81,7 +81,7 @@ class Request:
         self.cached = self.computed = self.promised = 0
         self.row: Row | None = None
         self.leader: tuple[Key, int] | None = None
-        self.dispatched = 0
+        self.dispatched = self.retries = 0
         self.times = Clocked(submit.received)
         self._reported = float("-inf")
         self._stop_ids = loaded.stop_ids

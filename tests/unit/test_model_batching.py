@@ -210,7 +210,7 @@ def poison(bench: Bench, token: int) -> Poisoned:
     assert serving is not None
     model = Poisoned(serving._loaded.model, token)
     object.__setattr__(serving._loaded, "model", model)
-    serving.batch._model = model
+    serving.batch._model = serving.prompts._model = model
     return model
 
 

@@ -295,6 +295,18 @@ def test_what_continues_a_pinned_path_leaves_it_pinned() -> None:
     assert cache.match([*longer, 0]) == 100
 
 
+def test_no_more_is_pinned_than_was_asked_for() -> None:
+    cache = PrefixCache(1000 * TOKEN_NBYTES)
+    tokens = [*[7] * 100, *[8] * 100]
+    cache.put(tokens, reader(tokens))
+    cache.put(tokens[:100], reader(tokens[:100]), pinned=True)
+    assert cache.pinned_bytes == 100 * TOKEN_NBYTES
+    check_values(cache.lease([*tokens, 0]).layers, tokens)
+    for n in range(9):
+        cache.put([n] * 500, reader([n] * 500))
+    assert cache.match([*tokens, 0]) == 100
+
+
 def test_a_pinned_path_loses_its_end_first() -> None:
     cache = PrefixCache(4000 * TOKEN_NBYTES)
     system = [7] * 1000

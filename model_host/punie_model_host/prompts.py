@@ -1,0 +1,224 @@
+"""Prompts on their way into keys and values: taken from the prefix cache, computed in chunks, kept
+for whoever begins alike."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from punie_model_host.batch import LayerCaches, Row
+from punie_model_host.engine_messages import Key
+from punie_model_host.jobs import Ticket
+from punie_model_host.prefix_cache import PrefixCache
+from punie_model_host.ragged import LayerKV, sequence_cache
+from punie_model_host.request import Phase, Request
+from punie_model_host.scheduler import Scheduler
+from punie_model_host.token_trie import TOKEN_BYTES, common_prefix, encode
+
+_WARM_BYTES: Final = 64 * 1024 * 1024
+"""What one step reads of the prefix cache on disk."""
+_PINNED_FROM: Final = 64
+"""Tokens of instructions that are worth to be kept whatever else is used."""
+_WORTH_A_COPY: Final = 64
+"""Tokens from which it is better to begin again with copied keys and values than to compute on."""
+
+
+class PromptError(Exception):
+    """The prompt of request `key` cannot be computed, because of `cause`."""
+
+    def __init__(self, key: Key, cause: Exception) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.key = key
+        self.cause = cause
+
+
+class Prompts:
+    """Computes prompts with `model` and tells the `scheduler` how far they are. Caches that are not
+    `sliceable` are kept whole. For the engine's thread."""
+
+    def __init__(
+        self, model: Any, cache: PrefixCache, scheduler: Scheduler, *, sliceable: bool
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._scheduler = scheduler
+        self._sliceable = sliceable
+        self._begun: dict[Key, Request] = {}
+        self._marks: list[tuple[Key, mx.array]] = []
+        self._chunks: deque[list[tuple[Key, mx.array]]] = deque()
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises `PunieError` when the queue is full."""
+        self._scheduler.add(_ticket(request))
+        # All but one token at most, so that its first chunk is planned: the caches come with it.
+        request.promised = max(0, min(self._cache.match(request.prompt), len(request.prompt) - 2))
+        self._scheduler.cached(request.key, request.promised)
+
+    def compute(self, request: Request, tokens: int, now: float) -> int:
+        """Begin to compute at most `tokens` of a prompt; return how many that are. The first time,
+        what the prefix cache has is taken from there, reading a bounded part of it from disk. What
+        another request is about to compute as well is computed once, there. Raises
+        `PromptError`."""
+        try:
+            if request.phase is Phase.QUEUED and not self._begin(request, now):
+                return 0
+            request = self._leader(request) or request
+            count = min(tokens, request.to_compute)
+            if count:
+                self._chunk(request, count)
+            self._scheduler.prefilled(request.key, count)
+            if not request.to_compute and request.phase is Phase.PREFILL:
+                self._make_row(request)
+        except Exception as error:
+            raise PromptError(request.key, error) from error
+        return count
+
+    def wait(self, *, ahead: int) -> None:
+        """End of a step: wait for the chunks of all steps but the last `ahead`. Raises
+        `PromptError`."""
+        self._chunks.append(self._marks)
+        self._marks = []
+        while len(self._chunks) > ahead:
+            for key, mark in self._chunks.popleft():
+                try:
+                    mx.eval(mark)
+                except Exception as error:
+                    raise PromptError(key, error) from error
+
+    def remember(self, request: Request) -> None:
+        """Keep a prompt's keys and values for whoever begins alike; its first token is there."""
+        self._begun.pop(request.key, None)
+        caches, request.caches = request.caches, None
+        if caches is None or not self._sliceable:
+            return
+        read = _reader(caches)
+        self._cache.put(request.prompt[:-1], read)
+        if request.opening >= _PINNED_FROM:
+            opening = min(request.opening, len(request.prompt) - 1)
+            self._cache.put(request.prompt[:opening], read, pinned=True)
+
+    def forget(self, request: Request) -> tuple[LayerCaches | None, int]:
+        """A request is over; return the caches of its prompt if it was still being computed, and
+        the tokens in them."""
+        self._scheduler.remove(request.key)
+        self._begun.pop(request.key, None)
+        caches, request.caches = request.caches, None
+        return caches, request.computed
+
+    def keep(self, tokens: Sequence[int], caches: LayerCaches) -> None:
+        """Keep the keys and values of `tokens`, which are what the caches hold."""
+        if self._sliceable:
+            self._cache.put(tokens, _reader(caches))
+        else:
+            mx.eval([cache.state for cache in caches])
+            self._cache.put_state(tokens, caches)
+
+    def forward(self, tokens: Sequence[int], caches: LayerCaches) -> mx.array:
+        """Return the logits of `tokens` after what is in the caches, lazily."""
+        return self._model(mx.array([list(tokens)]), cache=caches)
+
+    def _begin(self, request: Request, now: float) -> bool:
+        """Give a request its first caches; False while the disk has more of them."""
+        if self._cache.warm(request.prompt, _WARM_BYTES):
+            return False
+        caches, cached = self._lease(request)
+        request.begin(now, caches, cached)
+        if cached < request.promised:  # dropped since, or damaged on disk: more to plan for
+            self._scheduler.remove(request.key)
+            self._scheduler.add(_ticket(request))
+        self._scheduler.cached(request.key, cached)
+        request.leader = self._find_leader(request)
+        self._begun[request.key] = request
+        return cached >= request.promised
+
+    def _find_leader(self, request: Request) -> tuple[Key, int] | None:
+        """Return who began before and shares most of what is to compute, and how many tokens."""
+        if not self._sliceable:
+            return None
+        ends = {key: _common(other.prompt, request.prompt) for key, other in self._begun.items()}
+        key = max(ends, key=ends.__getitem__, default=None)
+        worth = key is not None and ends[key] - request.computed >= _WORTH_A_COPY
+        return (key, ends[key]) if key is not None and worth else None
+
+    def _leader(self, request: Request) -> Request | None:
+        """Return who is to be computed first, because `request` goes on from there."""
+        if request.leader is None:
+            return None
+        key, shared = request.leader
+        leader = self._begun.get(key)
+        if leader is not None and leader.computed < shared:
+            return self._leader(leader) or leader
+        request.leader = None
+        if leader is not None and leader.caches is not None:
+            self._cache.put(leader.prompt[:shared], _reader(leader.caches))
+        caches, cached = self._lease(request)
+        if cached > request.computed:
+            request.skip(caches, cached)
+            self._scheduler.cached(request.key, cached)
+        return None
+
+    def _lease(self, request: Request) -> tuple[LayerCaches, int]:
+        if not self._sliceable:
+            length, states = self._cache.lease_state(request.prompt)
+            return states or make_prompt_cache(self._model), length
+        lease = self._cache.lease(request.prompt)
+        if not lease.length or lease.layers is None:
+            return make_prompt_cache(self._model), 0
+        return [sequence_cache(*layer) for layer in lease.layers], lease.length
+
+    def _chunk(self, request: Request, count: int) -> None:
+        caches = request.caches
+        assert caches is not None
+        self.forward(request.prompt[request.computed : request.computed + count], caches)
+        done = _marker(caches)
+        mx.async_eval([cache.state for cache in caches], done)
+        self._marks.append((request.key, done))
+        request.computed += count
+
+    def _make_row(self, request: Request) -> None:
+        caches = request.caches
+        assert caches is not None
+        request.go(Phase.DECODE)
+        if not self._sliceable:
+            self.keep(request.prompt[:-1], caches)
+            request.caches = None  # the row's own from now on
+        request.row = Row(
+            key=request.key,
+            caches=caches,
+            length=len(request.prompt) - 1,
+            token=mx.array(request.prompt[-1:], dtype=mx.uint32),
+            sampler=request.sampler,
+        )
+
+
+def _common(some: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with; the last of each is never counted."""
+    return common_prefix(encode(some[:-1]), encode(other[:-1])) // TOKEN_BYTES
+
+
+def _ticket(request: Request) -> Ticket:
+    return Ticket(
+        key=request.key,
+        client_id=request.client_id,
+        priority=request.priority,
+        prompt=len(request.prompt),
+        total=request.total,
+        arrived=request.times.received,
+    )
+
+
+def _reader(caches: LayerCaches) -> Callable[[int, int], list[LayerKV]]:
+    def read(start: int, stop: int) -> list[LayerKV]:
+        return [(c.keys[..., start:stop, :], c.values[..., start:stop, :]) for c in caches]
+
+    return read
+
+
+def _marker(caches: LayerCaches) -> mx.array:
+    """Return a number that is there when the last layer's state is. It does not hold the state: a
+    buffer that somebody holds cannot be written in place."""
+    arrays = [a for _, a in tree_flatten(caches[-1].state) if isinstance(a, mx.array)]
+    return arrays[0][(slice(0, 1),) * arrays[0].ndim] + 0
