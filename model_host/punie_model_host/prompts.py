@@ -25,6 +25,9 @@ _PINNED_FROM: Final = 64
 _WORTH_A_COPY: Final = 64
 """Tokens from which it is better to begin again with copied keys and values than to compute on."""
 
+_PIECE: Final = 1024
+"""Tokens of a prompt that are kept at once."""
+
 
 class PromptError(Exception):
     """The prompt of request `key` cannot be computed, because of `cause`."""
@@ -66,6 +69,7 @@ class Prompts:
             if request.phase is Phase.QUEUED and not self._begin(request, now):
                 return 0
             request = self._leader(request) or request
+            self._keep_piece(request)
             count = min(tokens, request.to_compute)
             if count:
                 self._chunk(request, count)
@@ -159,6 +163,12 @@ class Prompts:
             request.skip(caches, cached)
             self._scheduler.cached(request.key, cached)
         return None
+
+    def _keep_piece(self, request: Request) -> None:
+        """Keep a long prompt bit by bit: all of it at once would hold up the streams."""
+        if self._sliceable and request.caches and request.computed - request.kept >= _PIECE:
+            self._cache.put(request.prompt[: request.computed], _reader(request.caches))
+            request.kept = request.computed
 
     def _lease(self, request: Request) -> tuple[LayerCaches, int]:
         if not self._sliceable:

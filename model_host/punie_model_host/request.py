@@ -58,8 +58,8 @@ class Clocked:
 class Request:
     """Owned by the engine. `caches` hold the first `computed` tokens of the prompt while it is
     prefilled; then `row` is the sequence whenever no batch has it. `promised` tokens of the prompt
-    were in the prefix cache when it came; `leader` computes as many tokens that both begin
-    with."""
+    were in the prefix cache when it came, `kept` are known to be in it since; `leader` computes
+    as many tokens that both begin with."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Request:
         self.sampler = RowSampler(prepared.plan, loaded.facts.vocabulary, prepared.tokens)
         self.phase = Phase.QUEUED
         self.caches: LayerCaches | None = None
-        self.cached = self.computed = self.promised = 0
+        self.cached = self.computed = self.kept = self.promised = 0
         self.row: Row | None = None
         self.leader: tuple[Key, int] | None = None
         self.dispatched = self.retries = 0
@@ -131,12 +131,14 @@ class Request:
         """Its prompt is computed from now on; `caches` hold the first `cached` tokens."""
         self.go(Phase.PREFILL)
         self.times.started = now
-        self.caches, self.cached, self.computed = caches, cached, cached
+        self.caches = caches
+        self.cached = self.computed = self.kept = cached
 
     def skip(self, caches: LayerCaches, computed: int) -> None:
         """Go on with `caches`, which hold more of the prompt: somebody else computed it."""
         self.cached += computed - self.computed
-        self.caches, self.computed = caches, computed
+        self.caches = caches
+        self.computed = self.kept = computed
 
     def progress(self, now: float) -> list[Produced]:
         """Return how far the prompt is, unless that was said a moment ago."""

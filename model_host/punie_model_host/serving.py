@@ -168,26 +168,27 @@ class Serving:
         return self.batch.nbytes + sum(request.nbytes for request in requests)
 
 
-def _itemsize(model: Any) -> int:
-    """Bytes of a key's number: that of the weights that are no packed integers."""
+def _kv_kind(model: Any) -> mx.Dtype:
+    """Return the type of a key's numbers: that of the weights that are no packed integers."""
     arrays = (a for _, a in tree_flatten(model.parameters()) if isinstance(a, mx.array))
-    return max((a.itemsize for a in arrays if mx.issubdtype(a.dtype, mx.floating)), default=4)
+    kinds = [a.dtype for a in arrays if mx.issubdtype(a.dtype, mx.floating)]
+    return max(kinds, key=lambda kind: kind.size, default=mx.float32)
 
 
 def _kv_budget(loaded: LoadedModel, settings: EngineSettings) -> KVBudget:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     metal = int(mx.device_info()["max_recommended_working_set_size"]) if can_run_metal() else None
     total = machine_budget(settings, loaded.folder.weight_bytes, memory, metal)
-    return KVBudget(total, kv_bytes_per_token(loaded.folder.config, _itemsize(loaded.model)))
+    return KVBudget(total, kv_bytes_per_token(loaded.folder.config, _kv_kind(loaded.model).size))
 
 
 def _tier(loaded: LoadedModel, settings: EngineSettings, cache_dir: Path | None) -> KVTier | None:
-    if cache_dir is None or not settings.disk_mb:
+    """Return what is kept on disk; with a budget of 0 what was kept before is deleted."""
+    if cache_dir is None:
         return None
-    kind = str(_itemsize(loaded.model))
     return KVTier(
         cache_dir,
-        fingerprint(loaded.folder.path, kind),
+        fingerprint(loaded.folder.path, str(_kv_kind(loaded.model))),
         settings.disk_mb * _MB,
         settings.disk_write_mb_per_hour * _MB,
     )

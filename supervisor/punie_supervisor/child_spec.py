@@ -18,7 +18,7 @@ MODEL_HOST: Final = "model-host"
 FORK_SERVER: Final = "fork-server"
 """Id of the fork server's spec."""
 
-_SAVING: Final = 8.0
+_SAVING: Final = 6.0
 """Seconds for the model host to end: it writes its prefix cache to disk then."""
 _SHARED = re.compile(r"(HOME|PATH|LANG|LC_[A-Z]+|TMPDIR|TZ|USER|LOGNAME|PUNIE_[A-Z0-9_]+)\Z")
 _SECRET = re.compile(r"_(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)\Z")

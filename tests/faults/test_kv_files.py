@@ -240,6 +240,19 @@ def test_a_right_checksum_of_nothing(tmp_path: Path) -> None:
     assert cache.match([1, 2, 3]) == 0
 
 
+@pytest.mark.parametrize("at", [-1, 0, 3, 500])
+def test_a_place_that_the_parent_does_not_have(tmp_path: Path, at: int) -> None:
+    cache = started(tmp_path)
+    cache.put([1, 2], reader([1, 2]))
+    cache.flush(never)
+    (file,) = files_of(tmp_path)
+    child = Encoded(FINGERPRINT, file.name[:32], at, b"\3\0\0\0", kv([3]))
+    with (file.parent / f"{child.id}.kv.safetensors").open("wb") as stream:
+        child.write(stream)
+    assert started(tmp_path).match([1, 2, 3, 3]) == 2
+    assert files_of(tmp_path) == [file]
+
+
 # foreign
 
 

@@ -32,9 +32,9 @@ def up(model: str | None) -> ExitCode:
     pid = launch.ensure_running(paths, model=model, patience=launch.START_TIMEOUT)
     if pid is not None:
         output.say(f"started (pid {pid})")
-        return asyncio.run(_wait_for_model(paths))
+        return asyncio.run(wait_for_model(paths))
     output.say(f"already running (pid {launch.daemon_pid(paths)})")
-    code = asyncio.run(_wait_for_model(paths))
+    code = asyncio.run(wait_for_model(paths))
     present = asyncio.run(read_status(paths)).model
     if model is not None and model not in (present.name, present.folder):
         output.say(f"error: its model is {present.name}; run: punie restart --model {model}")
@@ -115,7 +115,8 @@ async def _request_shutdown(paths: Paths) -> None:
         await client.ask_daemon(punie.SHUTDOWN, None, dict)
 
 
-async def _wait_for_model(paths: Paths) -> ExitCode:
+async def wait_for_model(paths: Paths) -> ExitCode:
+    """Wait until the daemon's model answers, saying so; the exit code says why it does not."""
     deadline = time.monotonic() + LOAD_TIMEOUT
     while time.monotonic() < deadline:
         model = (await read_status(paths)).model

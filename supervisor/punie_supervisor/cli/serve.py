@@ -13,6 +13,7 @@ from punie_protocol.engine import DoorStatus
 from punie_supervisor import door_key
 from punie_supervisor.cli import output
 from punie_supervisor.cli.context import announce
+from punie_supervisor.cli.daemon import wait_for_model
 from punie_supervisor.cli.exit_codes import ExitCode
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
@@ -20,8 +21,8 @@ from punie_supervisor.paths import Paths
 
 
 def serve(port: int | None, *, show_key: bool, as_json: bool) -> ExitCode:
-    """Open the door, and print where it is. Starts the daemon when none runs; does not wait for
-    the model. The key itself is printed only when it is asked for."""
+    """Open the door, print where it is, and wait until the model answers. Starts the daemon when
+    none runs. The key itself is printed only when it is asked for."""
     paths = Paths.from_environment()
     announce(paths)
     launch.ensure_running(paths, patience=launch.START_TIMEOUT)
@@ -31,7 +32,8 @@ def serve(port: int | None, *, show_key: bool, as_json: bool) -> ExitCode:
         output.print_json(msgspec.to_builtins(door) | ({"key": key} if key else {}))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in _lines(door, key)))
-    return ExitCode.OK
+    sys.stdout.flush()
+    return asyncio.run(wait_for_model(paths))
 
 
 def stop(*, as_json: bool) -> ExitCode:
