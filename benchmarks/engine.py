@@ -53,7 +53,8 @@ def main() -> None:
         profile = bench.profile() if options.profile else None
     result = summary.of(bench.raw) | {
         "failed": bench.failed,
-        "conditions": conditions() | {"rounds": bench.rounds},
+        "conditions": conditions()
+        | {"rounds": bench.rounds, "quick": options.quick, "idle_before_kill_s": IDLE_BEFORE_KILL},
         "models": bench.models,
         "versions": {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm", "punie")},
         "wall_s": round(time.monotonic() - bench.started),
@@ -144,7 +145,8 @@ class Bench:
                 await self._turns("cached", side, talk, self.size.lengths.turns)
                 await side.restart()
                 await self._turns("cached_after_restart", side, talk, 1)
-                await asyncio.sleep(IDLE_BEFORE_KILL)
+                if isinstance(side, Ours):  # theirs keeps nothing on disk
+                    await asyncio.sleep(IDLE_BEFORE_KILL)
                 await side.kill()
                 await self._turns("cached_after_kill", side, talk, 1)
 

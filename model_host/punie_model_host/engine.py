@@ -1,9 +1,9 @@
 """The engine: requests in, token events out, one `step` at a time. No sockets, no threads; all of
 it belongs to the one thread that calls it, because MLX's arrays do.
 
-A step begins one token of every row that is decoded, takes the tokens of the step before, then
-begins a few chunks of prompts: a GPU always has its next piece of work when it ends one. On a CPU
-there is nothing to run ahead of, MLX computes while it is told to: tokens are taken at once.
+A step begins a few chunks of prompts and one token of every row that is decoded, then takes the
+tokens of the step before: a GPU always has its next piece of work when it ends one. On a CPU there
+is nothing to run ahead of, MLX computes while it is told to: tokens are taken at once.
 """
 
 import logging
@@ -187,23 +187,25 @@ class Engine:
     def _advance(self, serving: Serving) -> None:
         began = self._clock()
         plan = serving.scheduler.plan(began)
-        rows = self._dispatch(serving, plan.decode)
+        prefilled = self._prefill(serving, (*self._unbegun(plan.decode), *plan.prefill))
+        keys = serving.scheduler.rows() if plan.prefill else plan.decode
+        rows = self._dispatch(serving, keys)
         tokens = self._read(serving, ahead=self._ahead if rows else 0)
         now = self._clock()
         for key, token in tokens:
             self._take(key, token, now)
-        prefilled = self._prefill(serving, (*self._unbegun(plan.decode), *plan.prefill))
         self._wait(serving)
         serving.keep_to_budget(self._requests.values())
-        ended = self._clock()
+        seconds = self._clock() - began
+        serving.keep_pace(seconds, rows=rows, prefilled=prefilled)
         self._metrics.step(
-            ended, seconds=ended - began, rows=rows, decoded=len(tokens), prefilled=prefilled
+            began + seconds, seconds=seconds, rows=rows, decoded=len(tokens), prefilled=prefilled
         )
         self._tidy()
 
     def _dispatch(self, serving: Serving, keys: Sequence[Key]) -> int:
         """Begin a token of each row of `keys`; return how many rows that are."""
-        wanted = [self._requests[key] for key in keys]
+        wanted = [self._requests[key] for key in keys if key in self._requests]
         serving.arrange(
             [request for request in wanted if request.wants_step], self._requests.__getitem__
         )

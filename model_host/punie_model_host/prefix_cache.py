@@ -105,6 +105,11 @@ class PrefixCache:
         True while there is more that memory has room for."""
         path, _ = walk(self._root, self._start(tokens[:-1]))
         self._use(path)
+        more = self._warm_path(path, limit_bytes)
+        self._use(path)  # what came in now is behind what it continues again
+        return more
+
+    def _warm_path(self, path: Sequence[Node], limit_bytes: int) -> bool:
         done = 0
         for node in path:
             if node.layers is not None:
@@ -141,7 +146,7 @@ class PrefixCache:
     def put(self, tokens: Sequence[int], read: Read, *, pinned: bool = False) -> None:
         """Copy what is not in memory of the keys and values of `tokens`, as far as the budget
         reaches once everything that was used less recently is gone. What is `pinned` stays, as far
-        as half the budget reaches."""
+        as a quarter of the budget reaches."""
         assert self._sliceable
         key = self._start(tokens)
         if not key:

@@ -68,6 +68,9 @@ _TERM_DEADLINE: Final = 5.0
 _LEAVING: Final = 0.5
 """Seconds of a deadline that are kept for the exit itself."""
 
+_ACCEPT_AGAIN: Final = 0.2
+"""Seconds until the next attempt to take a connection, when there was no descriptor for one."""
+
 EXIT_OK: Final = 0
 EXIT_START: Final = 1
 EXIT_ENGINE: Final = 70
@@ -123,7 +126,6 @@ class Host:
     async def run(self) -> int:
         """Serve until `Stop`, SIGTERM or the end of the supervisor."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM", _TERM_DEADLINE)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the supervisor decides
         options = self._options
         control = socket.socket(fileno=options.control_fd)
@@ -136,6 +138,8 @@ class Host:
         self._desk = Desk(self._engine.post)
         self._desk.drained = self._drained.set
         self._door = Door(self._desk)
+        # Before there is anything to stop in order, SIGTERM ends the process by itself.
+        loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM", _TERM_DEADLINE)
         self._tell_supervisor(Ready())
         self._spawn(self._read_control())
         self._spawn(self._accept(listener))
@@ -232,6 +236,7 @@ class Host:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 if self._desk.live:
+                    self._drained.clear()  # it is set since the first time that nothing was there
                     await self._drained.wait()
                 self._engine.quit(max(0.0, deadline - loop.time()))
                 await self._closed.wait()
@@ -244,7 +249,12 @@ class Host:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptor is free: who has some lets go of them again
+                event(_log, logging.ERROR, "accept-failed", error=error)
+                await asyncio.sleep(_ACCEPT_AGAIN)
+                continue
             if len(self._links) >= MAX_CLIENTS or self._stopping:
                 connection.close()
                 continue

@@ -3,7 +3,7 @@ time that `plan` is given."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from punie_model_host import shares
@@ -162,6 +162,16 @@ class Scheduler:
         prompts = [job for job in self._in(Phase.PREFILL) if job.urgent or not reserved]
         chunks = self._prompts.chunks(prompts, budget)
         return Plan(tuple(job.ticket.key for job in decode), tuple(chunks.items()))
+
+    def rows(self) -> tuple[Key, ...]:
+        """Return who decodes in this step, now that some prompts were computed since its plan."""
+        return tuple(job.ticket.key for job in self._rows(self._reserved()))
+
+    def pace(self, step_tokens: int) -> None:
+        """A step has so many tokens from now on, twice as many of prompts while nobody decodes."""
+        if step_tokens != self._limits.step_tokens:
+            solo = 2 * step_tokens
+            self._limits = replace(self._limits, step_tokens=step_tokens, solo_tokens=solo)
 
     def _reserved(self) -> bool:
         """Whether this step is for urgent requests alone."""

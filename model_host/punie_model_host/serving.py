@@ -17,6 +17,7 @@ from punie_model_host.engine_messages import Key, Submit
 from punie_model_host.kv_tier import KVTier, fingerprint
 from punie_model_host.loading import LoadedModel
 from punie_model_host.memory import KVBudget, kv_bytes_per_token, machine_budget
+from punie_model_host.pace import Pace
 from punie_model_host.prefix_cache import PrefixCache
 from punie_model_host.prepare import Prepared, Reader
 from punie_model_host.probe import make_batch
@@ -28,10 +29,8 @@ from punie_protocol.engine import EngineSettings, KVStatus
 from punie_protocol.errors import ContextOverflow, PunieError
 
 _MB: Final = 1024 * 1024
-_CPU_STEP: Final = 128
-_METAL_STEP: Final = 256
-_SOLO: Final = 2
-"""How many times more tokens of prompts a step has while nobody decodes."""
+_FIRST_CHUNK: Final = 128
+"""Tokens of the first prompt's chunks; how long they take says how many the next have."""
 
 
 class Serving:
@@ -44,12 +43,13 @@ class Serving:
         self._reader = Reader(loaded.facts, loaded.tokenizer)
         self.batch = make_batch(loaded.model, loaded.info.name)
         self._kv = _kv_budget(loaded, settings)
-        self._step_tokens = settings.step_tokens or (_METAL_STEP if can_run_metal() else _CPU_STEP)
+        self._settings = settings
+        self._pace = Pace(_FIRST_CHUNK)
         self.scheduler = Scheduler(
             ScheduleLimits(
                 max_batch=settings.max_batch,
                 step_tokens=self._step_tokens,
-                solo_tokens=_SOLO * self._step_tokens,
+                solo_tokens=2 * self._step_tokens,
                 max_queued=MAX_LIVE,
                 max_queued_client=MAX_OF_CLIENT,
             ),
@@ -120,6 +120,15 @@ class Serving:
             token=mx.array(tokens[-1:], dtype=mx.uint32),
             sampler=sampler,
         )
+
+    def keep_pace(self, seconds: float, *, rows: int, prefilled: int) -> None:
+        """A step took `seconds`: let prompts have as much of the next as streams can bear."""
+        self._pace.step(seconds, rows=rows, prefilled=prefilled)
+        self.scheduler.pace(self._step_tokens)
+
+    @property
+    def _step_tokens(self) -> int:
+        return self._settings.step_tokens or self._pace.tokens + self._settings.max_batch
 
     # memory and disk
 

@@ -338,6 +338,22 @@ def test_sigterm_is_stop(models: Path, tmp_path: Path) -> None:
     run_host(models, tmp_path, "endless", test)
 
 
+def test_a_stop_tells_who_waits_after_an_earlier_answer_too(models: Path, tmp_path: Path) -> None:
+    async def test(host: RunningHost) -> None:
+        async with host.client() as link:
+            await link.send(ask(1, max_tokens=2))
+            assert (await answer(link, 1))[0] == "tick tock"
+            await link.send(ask(2))
+            await first_text(link)
+            await host.control.send(Stop(reason="test", deadline_s=4.0))
+            _, end = await answer(link, 2)
+            assert isinstance(end, Failed)
+            assert isinstance(end.error, errors.Cancelled)
+        assert await host.ended() == 0
+
+    run_host(models, tmp_path, "endless", test)
+
+
 def test_bad_folder_keeps_the_old_model(models: Path, tmp_path: Path) -> None:
     async def test(host: RunningHost) -> None:
         await host.state()

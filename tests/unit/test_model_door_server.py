@@ -404,29 +404,46 @@ def test_what_is_no_http_is_refused(sent: bytes):
     with_door(test)
 
 
-@pytest.mark.parametrize("chunked", [True, False])
-def test_a_body_that_is_too_large_is_read_and_refused(
-    monkeypatch: pytest.MonkeyPatch, chunked: bool
-):
+def test_a_body_that_is_too_large_is_read_and_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app, "Bodies", lambda: bodies.Bodies(limit=100_000, total=150_000))
     big = json.dumps(HELLO | {"x": "y" * 3_000_000}).encode()
 
     async def test(rig: Rig) -> None:
         async with HttpConnection.to(rig.port) as connection:
-            if chunked:
-                framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(big), big)
-                raw = rig.request(
-                    "POST", CHAT, None, content_type="application/json", transfer_encoding="chunked"
-                )
-                await connection.send(raw + framed)
-            else:
-                await connection.send(rig.request("POST", CHAT, big))
+            await connection.send(rig.request("POST", CHAT, big))
             response = await connection.response()
             assert (response.status, response.error["code"]) == (413, "request_too_large")
         for _ in range(3):  # its room was given back
             assert (await rig.chat(x="y" * 90_000)).status == 200
 
     with_door(test, lambda _: text("Hello"))
+
+
+@pytest.mark.parametrize("body", [b"2\r\n{}\r\n0\r\n\r\n", b"1\r\nx\r\n" * 20_000])
+def test_a_body_in_chunks_is_refused_and_not_taken_apart(body: bytes):
+    async def test(rig: Rig) -> None:
+        async with HttpConnection.to(rig.port) as connection:
+            head = rig.request(
+                "POST", CHAT, None, content_type="application/json", transfer_encoding="chunked"
+            )
+            await connection.send(head + body)
+            response = await connection.response()
+            assert (response.status, response.error["code"]) == (411, "length_required")
+            assert await connection.is_closed()
+        assert not rig.desk.asked
+
+    with_door(test)
+
+
+def test_what_comes_behind_a_request_does_not_hide_that_its_client_went():
+    async def test(rig: Rig) -> None:
+        async with HttpConnection.to(rig.port) as connection:
+            await connection.send(rig.request("POST", CHAT, HELLO) * 2)
+            await rig.until(lambda: rig.desk.inside)
+        await rig.until(lambda: rig.desk.left)
+        assert len(rig.desk.asked) == 1
+
+    with_door(test)
 
 
 def test_an_announced_flood_is_refused_unread():
@@ -503,6 +520,22 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch):
                 assert (response.status, response.error["code"]) == (503, "overloaded")
         while (await rig.ask("GET", "/health")).status == 503:
             pass  # those who left may still be counted
+
+    with_door(test)
+
+
+def test_strangers_make_room_for_who_has_the_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+
+    async def test(rig: Rig) -> None:
+        async with HttpConnection.to(rig.port) as known, HttpConnection.to(rig.port) as stranger:
+            await known.send(rig.request("GET", "/health"))
+            assert (await known.response()).status == 200
+            for _ in range(3):
+                assert (await rig.ask("GET", "/health")).status == 200
+            assert await stranger.is_closed()
+            await known.send(rig.request("GET", "/health"))
+            assert (await known.response()).status == 200
 
     with_door(test)
 

@@ -112,6 +112,18 @@ def test_warming_stops_where_memory_does(tmp_path: Path) -> None:
     check_trie(again._root)
 
 
+def test_memory_that_goes_while_a_path_is_warmed_takes_its_end_first(tmp_path: Path) -> None:
+    tokens = list(range(1024))
+    cache = started(tmp_path)
+    keep(cache, tokens)
+    cache.flush(never)
+    again = started(tmp_path)
+    assert again.warm([*tokens, 0], 2 * 256 * TOKEN_NBYTES)
+    again.resize(300 * TOKEN_NBYTES)
+    check_trie(again._root)
+    assert again.lease([*tokens, 0]).length == 256
+
+
 def test_what_was_computed_again_need_not_be_read(tmp_path: Path) -> None:
     tokens = list(range(600))
     cache = started(tmp_path)

@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 
 class App:
-    """An ASGI application. The scope's state has `abort`, which ends the connection at once."""
+    """An ASGI application. The scope's state has `abort`, which ends the connection at once, and
+    `known`, which is called when it has shown the key."""
 
     def __init__(self, desk: Desk, guard: Guard) -> None:
         self._desk = desk
@@ -60,6 +61,8 @@ class App:
         """Answer a request; every failure has OpenAI's shape."""
         try:
             self._guard.check(scope["headers"])
+            scope["state"]["known"]()
+            guard.check_length(scope["headers"])
             await self._route(scope, receive, send)
         except Refusal as refusal:
             await _send_refusal(scope, send, refusal)

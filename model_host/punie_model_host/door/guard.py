@@ -66,5 +66,17 @@ def check_json(headers: Iterable[Header]) -> None:
         )
 
 
+def is_chunked(headers: Iterable[Header]) -> bool:
+    """Whether a request's body comes in chunks."""
+    return any(name == b"transfer-encoding" for name, _ in headers)
+
+
+def check_length(headers: Iterable[Header]) -> None:
+    """Raise `Refusal` for a body in chunks, of which the connection reads none."""
+    if is_chunked(headers):
+        text = "a body in chunks is not read: send it with Content-Length"
+        raise Refusal(411, "invalid_request_error", text, code="length_required", close=True)
+
+
 def _forbidden(message: str) -> Refusal:
     return Refusal(403, "permission_error", message, code="forbidden", close=True)

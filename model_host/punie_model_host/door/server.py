@@ -2,7 +2,9 @@
 
 Not `uvicorn.Server`: that one takes over the process's signals and looks ten times a second
 whether it should end. What is added is what a port needs that anybody on the machine can connect
-to: a bound on connections, and a deadline for the headers of a request.
+to: a bound on connections, of which strangers give way, a deadline for the headers of a request,
+one request at a time, and no body in chunks: to take one of a byte each apart costs a hundred times
+what it costs to send.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from punie_model_host.door import guard
 from punie_model_host.door.app import App
 from punie_model_host.door.desks import Desk
 from punie_model_host.door.faults import ErrorBody, ErrorEnvelope
@@ -29,6 +32,8 @@ from punie_model_host.door.limits import (
 )
 
 _BACKLOG: Final = 128
+_FIRST: Final = 4096
+"""Bytes that are looked at before it is known what the request is."""
 
 
 class Server:
@@ -67,27 +72,59 @@ class Server:
 
 
 class _Connection(H11Protocol):
-    """One connection. `abort` is in the state of its requests' scopes."""
+    """One connection. In the state of its requests' scopes are `abort`, and `known`, to be called
+    when it has shown the key."""
 
     def __init__(self, config: Config, state: ServerState) -> None:
-        super().__init__(config, state, {"abort": self._abort})
+        super().__init__(config, state, {"abort": self._abort, "known": self._known})
         self._late: asyncio.TimerHandle | None = None
+        self._stranger = True
+        self._deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self._made = self.loop.time()
+        if len(self.connections) <= MAX_CONNECTIONS or self._drop_stranger():
+            self._watch_head()
+        else:
             transport.write(_FULL)
             transport.close()
-        else:
-            self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        rest = data
+        while rest and not self._deaf and not self.transport.is_closing():
+            size = _FIRST if self.conn.their_state is h11.IDLE else len(rest)
+            super().data_received(rest[:size])
+            rest = rest[size:]
+            self._stop_listening()
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watch()
         super().connection_lost(exc)
+
+    def _drop_stranger(self) -> bool:
+        """Make room: the connection that has longest not shown the key goes; False without one."""
+        others = [c for c in self.connections if isinstance(c, _Connection) and c is not self]
+        strangers = [c for c in others if c._stranger]
+        if strangers:
+            oldest = min(strangers, key=lambda c: c._made)
+            self.connections.discard(oldest)
+            oldest._abort()
+        return bool(strangers)
+
+    def _known(self) -> None:
+        self._stranger = False
+
+    def _stop_listening(self) -> None:
+        """Throw away what comes after a request that is not answered yet, and a body in chunks,
+        which `App` refuses; go on reading, or nobody would notice that the client went."""
+        chunks = self.conn.their_state is h11.SEND_BODY and guard.is_chunked(self.headers)
+        more = self.conn.their_state is h11.DONE and self.conn.trailing_data[0]
+        if (chunks or more) and not self.cycle.response_complete:
+            self._deaf = True
+            self.cycle.keep_alive = False
+            self.flow.resume_reading()
 
     def _watch_head(self) -> None:
         """While headers are to come and have not, their deadline runs."""
