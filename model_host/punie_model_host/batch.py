@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from punie_model_host.engine_messages import Key
-from punie_model_host.ragged import Frame, RaggedKVCache, blocks, sequence_cache
+from punie_model_host.ragged import Frame, LayerKV, RaggedKVCache, blocks, sequence_cache
 from punie_model_host.sampling import RowSampler, Sampled, sample
 
 type LayerCaches = list[Any]
@@ -162,6 +162,12 @@ class RaggedBatch(Batch):
             keys, values = cache.keys[..., : row.length, :], cache.values[..., : row.length, :]
             layer.reserve(place + 1, longest + 1, keys, values)
             layer.put(place, keys, values)
+
+    def read_row(self, key: Key, start: int, stop: int) -> list[LayerKV]:
+        """Return keys and values of tokens of a row, as slices. Raises `ValueError` when it is not
+        there."""
+        place = self.keys.index(key)
+        return [layer.take(place, start, stop) for layer in self._layers]
 
     def leave(self, key: Key) -> Row:
         place = self.keys.index(key)

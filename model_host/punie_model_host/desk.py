@@ -40,6 +40,8 @@ MAX_OF_CLIENT: Final = 128
 """Requests of one fairness key."""
 MAX_NAME: Final = 128
 """Characters of a fairness key."""
+FEW: Final = MAX_LIVE // 2
+"""The room of who comes through the HTTP door: the rest is for projects."""
 _AGAIN: Final = "try again in a moment"
 
 
@@ -63,11 +65,13 @@ class _Live:
     request: Generate
     received: float
     place: _Place
+    drop: Callable[[], None] = lambda: None  # what reads it
 
 
 @dataclass(slots=True)
 class _Client:
     sink: Sink
+    room: int
     requests: set[int] = field(default_factory=set)
 
 
@@ -104,10 +108,11 @@ class Desk:
 
     # clients
 
-    def enter(self, sink: Sink) -> int:
-        """A client comes; return its number."""
+    def enter(self, sink: Sink, room: int = MAX_LIVE) -> int:
+        """A client comes; return its number. What it asks is refused while the desk has `room`
+        requests, of whomever."""
         self._numbers += 1
-        self._clients[self._numbers] = _Client(sink)
+        self._clients[self._numbers] = _Client(sink, room)
         return self._numbers
 
     def leave(self, number: int) -> None:
@@ -123,7 +128,7 @@ class Desk:
         if key in self._live:
             message = f"request id {request.request_id} is in use"
             raise PunieError(InvalidRequest(message=message, hint="use each id once"))
-        if (refusal := self._refusal(request)) is not None:
+        if (refusal := self._refusal(request, self._clients[number].room)) is not None:
             self._refuse(key, request, refusal)
             return
         if not self._live:
@@ -135,7 +140,9 @@ class Desk:
             self._hand_on(key, None)
         else:
             live = self._live[key]
-            self._intake.prepare(request, self._facts, lambda got: self._prepared(key, live, got))
+            live.drop = self._intake.prepare(
+                request, self._facts, lambda got: self._prepared(key, live, got)
+            )
 
     def cancel(self, number: int, request_id: int) -> None:
         """End that request with `Failed` carrying `Cancelled`; nothing when it is over."""
@@ -165,7 +172,7 @@ class Desk:
         if self._facts is None:
             reply(PunieError(ModelUnavailable(message="no model is loaded")))
         else:
-            self._intake.count(request, self._facts, reply)
+            self._intake.count(f"link {number}", request, self._facts, reply)
 
     # the engine
 
@@ -184,15 +191,15 @@ class Desk:
 
     # inside
 
-    def _refusal(self, request: Generate) -> WireError | None:
+    def _refusal(self, request: Generate, room: int) -> WireError | None:
         client_id = request.client_id
         if len(client_id) > MAX_NAME:
             message = f"client_id has {len(client_id)} characters, the limit is {MAX_NAME}"
             return InvalidRequest(message=message, hint="use a hash")
         if self._stopping:
             return ModelUnavailable(message="the model host is stopping", hint="try again")
-        if len(self._live) >= MAX_LIVE:
-            message = f"the model host has {len(self._live)} requests, its limit is {MAX_LIVE}"
+        if len(self._live) >= room:
+            message = f"the model host has {len(self._live)} requests, the limit is {room}"
             return Overloaded(message=message, hint=_AGAIN)
         if self._of_client[client_id] >= MAX_OF_CLIENT:
             message = f"this client has {MAX_OF_CLIENT} requests under way, the limit of one"
@@ -223,6 +230,7 @@ class Desk:
     def _cancel(self, key: Key) -> None:
         live = self._live[key]
         if live.place is _Place.READING:
+            live.drop()  # or who asks and cancels would fill the line
             self._over(key)
             error = Cancelled(message=f"request {key.request_id} was cancelled")
             self._refuse(key, live.request, error)

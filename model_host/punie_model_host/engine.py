@@ -15,6 +15,7 @@ from typing import Final, assert_never
 
 import mlx.core as mx
 
+from punie_model_host.compilation import Compilation
 from punie_model_host.engine_messages import (
     Cancel,
     Command,
@@ -45,6 +46,8 @@ _LAST_REPORT: Final = 0.1
 """The same when the work is done."""
 _RETRIES: Final = 3
 """Failed forwards that one request may outlive."""
+_SAVE_S: Final = 10.0
+"""Seconds in which the prefix cache is saved before another model is read."""
 _CLEAR_EVERY: Final = 256
 """Steps after which MLX's pool of freed buffers is emptied, as mlx-lm does."""
 
@@ -77,6 +80,7 @@ class Engine:
         self._emit = emit
         self._new_call_id = new_call_id
         self._clock = clock
+        self._compilation = Compilation(settings.cpu_kernels)
         self._metrics = Metrics()
         self._requests: dict[Key, Request] = {}
         self._before: list[Submit] = []
@@ -101,7 +105,9 @@ class Engine:
     @property
     def has_chores(self) -> bool:
         """Whether `do_chore` may have something to do, now or in a while."""
-        return self._unreported or (self._serving is not None and self._serving.has_chores)
+        serving = self._serving
+        waits = serving is not None and (serving.has_chores or self._compilation.waits)
+        return self._unreported or waits
 
     def handle(self, command: Command) -> None:
         """Take in a command; returns soon, except for the file checks of a `LoadCommand`."""
@@ -122,6 +128,7 @@ class Engine:
     def step(self) -> None:
         """Do one bounded piece of work: a token of each row and a chunk of a prompt, or the load
         of a model."""
+        self._compilation.work()
         if self._requests and self._serving is not None:
             self._advance(self._serving)
         elif self._switch.waits:
@@ -136,7 +143,11 @@ class Engine:
         """In a quiet moment: one bounded piece of work that no request waits for; True while there
         is more to do at once."""
         self._report()
-        return self._serving is not None and self._serving.save_one(self._clock())
+        if self._serving is None:
+            return False
+        now = self._clock()
+        self._compilation.chore(self._serving.model, now)
+        return self._serving.save_one(now)
 
     def close(self, deadline: float) -> None:
         """Save what a next start can use, until the clock says `deadline`."""
@@ -206,17 +217,21 @@ class Engine:
     def _dispatch(self, serving: Serving, keys: Sequence[Key]) -> int:
         """Begin a token of each row of `keys`; return how many rows that are."""
         wanted = [self._requests[key] for key in keys if key in self._requests]
-        serving.arrange(
-            [request for request in wanted if request.wants_step], self._requests.__getitem__
-        )
+        try:
+            serving.arrange(
+                [request for request in wanted if request.wants_step], self._requests.__getitem__
+            )
+            return self._dispatch_rows(serving)
+        except Exception as error:  # noqa: BLE001  the wall round the rows
+            self._retry_alone(serving, error, self._read(serving, ahead=0))
+            return 0
+
+    def _dispatch_rows(self, serving: Serving) -> int:
         while len(serving.batch):
             try:
                 serving.batch.dispatch()
             except RowError as error:
                 self._fault(self._requests[serving.batch.keys[error.index]], error.cause)
-            except Exception as error:  # noqa: BLE001  the wall round the rows
-                self._retry_alone(serving, error, self._read(serving, ahead=0))
-                return 0
             else:
                 for key in serving.batch.keys:
                     self._requests[key].dispatched += 1
@@ -242,13 +257,13 @@ class Engine:
         """A forward of all rows failed: whoever fails alone is at fault, the others go on. Tokens
         that were `begun` before and read now are taken first: nobody loses one, and who failed
         because of his has it when he is tried alone."""
-        keys = set(serving.batch.keys)
-        event(_log, logging.ERROR, "forward-failed", rows=len(keys), error=error)
+        event(_log, logging.ERROR, "forward-failed", rows=len(serving.batch), error=error)
         serving.batch.drop()
         for key, token in begun:
             self._take(key, token, self._clock())
         for request in list(self._requests.values()):
-            if request.key in keys or request.dispatched > len(request.generated):
+            lost = request.phase is Phase.DECODE and request.row is None
+            if lost or request.dispatched > len(request.generated):
                 self._retry(serving, request)
 
     def _retry(self, serving: Serving, request: Request) -> None:
@@ -308,8 +323,12 @@ class Engine:
     def _begun(self, request: Request) -> None:
         assert self._serving is not None
         self._serving.scheduler.decoded(request.key)
-        if len(request.generated) == 1:
+        if len(request.generated) > 1:
+            return
+        try:
             self._serving.prompts.remember(request)
+        except Exception as error:  # noqa: BLE001  the wall round a request
+            event(_log, logging.ERROR, "cache-dropped", error=error)
 
     def _fault(self, request: Request, error: Exception) -> None:
         self._end(request, End.FAILED, intact=False)
@@ -345,11 +364,13 @@ class Engine:
     def _change_model(self) -> None:
         self._switch.perform()
         if self._serving is None and self._switch.loaded is not None:
+            self._compilation.loaded(self._switch.loaded.model)
             self._serving = Serving(self._switch.loaded, self._settings, self._cache_dir)
 
     def _give_up(self) -> None:
         if self._serving is not None:
-            self._serving.save_all(lambda: False)
+            deadline = self._clock() + _SAVE_S
+            self._serving.save_all(lambda: self._clock() >= deadline)
             self._serving = None
 
     def _report(self) -> None:

@@ -55,7 +55,7 @@ class EngineThread:
         self._commands: queue.Queue[Command] = queue.Queue(CAPACITY)
         self._quit: Quit | None = None
         self._steps = 0
-        self._answering = False
+        self._working = False
         self._out_lock = threading.Lock()
         self._waiting: list[Emission] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -84,9 +84,9 @@ class EngineThread:
 
     @property
     def progress(self) -> int | None:
-        """A number that changes with each prompt chunk and token; None when no request is under
-        way."""
-        return self._steps if self._answering else None
+        """A number that changes with each piece of work that requests wait for: a step, or what
+        the thread does while it has none. None while it waits itself, and while it loads."""
+        return self._steps if self._working else None
 
     # the engine's thread
 
@@ -126,15 +126,18 @@ class EngineThread:
                 wait = 0.0 if more else _REST
                 engine.handle(self._commands.get(timeout=wait if engine.has_chores else None))
             except queue.Empty:
+                self._working = True  # a disk can hang, and whoever comes then waits for it
                 more = engine.do_chore()
+                self._steps += 1
+                self._working = False
             else:
                 return
 
     def _step(self, engine: Engine) -> None:
-        self._answering = engine.is_answering
+        self._working = engine.is_answering
         engine.step()
         self._steps += 1
-        self._answering = engine.is_answering
+        self._working = engine.is_answering
 
     def _take_in(self, engine: Engine) -> None:
         for _ in range(CAPACITY):

@@ -1,11 +1,14 @@
 """Conversations on their way to tokens, in threads apart from the engine's: no answer under way
-waits for a template or a tokenizer, and no short conversation for a long one."""
+waits for a template or a tokenizer, no short conversation for a long one, and no client for more
+than one of each of the others."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from punie_model_host.facts import ModelFacts
 from punie_protocol.errors import Internal, Overloaded, PunieError
@@ -28,46 +31,95 @@ LONG: Final = 256 * 1024
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One piece of work of `client`; `reply` takes what came of it."""
+
+    client: str
+    facts: ModelFacts
+    do: Callable[[Reader], object]
+    reply: Callable[[Any], None]
+
+
 class _Lane:
     """One thread with a tokenizer of its own, read when it is first needed and kept while the
-    model is the same."""
+    model is the same. It has one piece of work at a time; of the others each client has a line,
+    and they take turns."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._reader: Reader | None = None
+        self._lines: dict[str, deque[_Work]] = {}
+        self._busy = False
 
-    async def run[R](self, facts: ModelFacts, work: Callable[[Reader], R]) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._with_reader, facts, work)
+    def add(self, work: _Work) -> None:
+        self._lines.setdefault(work.client, deque()).append(work)
+        self._next()
+
+    def drop(self, work: _Work) -> None:
+        """Forget it, unless it has begun: then its reply still comes."""
+        line = self._lines.get(work.client)
+        if line is not None and work in line:
+            line.remove(work)
+            if not line:
+                del self._lines[work.client]
 
     def close(self) -> None:
+        self._lines.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _with_reader[R](self, facts: ModelFacts, work: Callable[[Reader], R]) -> R:
-        if self._reader is None or self._reader.facts != facts:
+    def _next(self) -> None:
+        if self._busy or not self._lines:
+            return
+        client = next(iter(self._lines))
+        line = self._lines.pop(client)
+        work = line.popleft()
+        if line:
+            self._lines[client] = line  # behind the others
+        self._busy = True
+        loop = asyncio.get_running_loop()
+        task = loop.run_in_executor(self._thread, self._with_reader, work)
+        task.add_done_callback(lambda done: self._done(work, done))
+
+    def _done(self, work: _Work, done: asyncio.Future[object]) -> None:
+        self._busy = False
+        if done.cancelled():
+            return  # the host stops
+        self._next()
+        error = done.exception()
+        work.reply(done.result() if error is None else _blame(error))
+
+    def _with_reader(self, work: _Work) -> object:
+        if self._reader is None or self._reader.facts != work.facts:
             from punie_model_host.prepare import Reader  # a second: MLX
 
-            self._reader = Reader(facts)
-        return work(self._reader)
+            self._reader = Reader(work.facts)
+        return work.do(self._reader)
 
 
 class Intake:
-    """For the event loop's thread. Every piece of work that is taken gets one reply there."""
+    """For the event loop's thread. Every piece of work that is taken, and not dropped before it
+    began, gets one reply there."""
 
     def __init__(self) -> None:
         self._short, self._long = _Lane("read"), _Lane("read-long")
-        self._tasks: set[asyncio.Task[None]] = set()
         self._counts = 0
 
     def prepare(
         self, request: Generate, facts: ModelFacts, reply: Callable[[Prepared | PunieError], None]
-    ) -> None:
-        """Prepare a request for that model."""
+    ) -> Callable[[], None]:
+        """Prepare a request for that model. What is returned drops it."""
+        work = _Work(request.client_id, facts, lambda reader: reader.prepare(request), reply)
         lane = self._lane(request.messages, request.tools)
-        self._start(lane.run(facts, lambda reader: reader.prepare(request)), reply)
+        lane.add(work)
+        return lambda: lane.drop(work)
 
     def count(
-        self, request: CountTokens, facts: ModelFacts, reply: Callable[[int | PunieError], None]
+        self,
+        client: str,
+        request: CountTokens,
+        facts: ModelFacts,
+        reply: Callable[[int | PunieError], None],
     ) -> None:
         """Count tokens for that model."""
         if self._counts >= MAX_COUNTS:
@@ -76,13 +128,14 @@ class Intake:
             return
         self._counts += 1
 
+        def count(reader: Reader) -> int:
+            return reader.count(request.messages, request.tools)
+
         def done(result: int | PunieError) -> None:
             self._counts -= 1
             reply(result)
 
-        lane = self._lane(request.messages, request.tools)
-        work = lane.run(facts, lambda reader: reader.count(request.messages, request.tools))
-        self._start(work, done)
+        self._lane(request.messages, request.tools).add(_Work(client, facts, count, done))
 
     def close(self) -> None:
         """End the threads when they are done with what they have; nothing more is taken."""
@@ -91,11 +144,6 @@ class Intake:
 
     def _lane(self, messages: list[AnyChatMessage], tools: list[ToolSchema]) -> _Lane:
         return self._long if _size(messages, tools) >= LONG else self._short
-
-    def _start[R](self, work: Awaitable[R], reply: Callable[[R | PunieError], None]) -> None:
-        task = asyncio.create_task(_answer(work, reply))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _size(messages: list[AnyChatMessage], tools: list[ToolSchema]) -> int:
@@ -109,15 +157,7 @@ def _size(messages: list[AnyChatMessage], tools: list[ToolSchema]) -> int:
     return size
 
 
-async def _answer[R](work: Awaitable[R], reply: Callable[[R | PunieError], None]) -> None:
-    try:
-        result: R | PunieError = await work
-    except Exception as error:  # noqa: BLE001  the wall round a request
-        result = _blame(error)
-    reply(result)
-
-
-def _blame(error: Exception) -> PunieError:
+def _blame(error: BaseException) -> PunieError:
     if isinstance(error, PunieError):
         return error
     _log.error("request-unreadable", exc_info=error)

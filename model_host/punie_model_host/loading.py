@@ -102,8 +102,8 @@ def read_weights(loaded: LoadedModel, progress: Progress) -> None:
 
 
 def _choose_compilation() -> None:
-    """MLX compiles fused kernels for the CPU with the system's ``g++``, seconds for each at first
-    use, for no measurable gain: do without, there."""
+    """MLX compiles fused kernels for the CPU with the system's ``g++``, most of a second each at
+    first use: do without there, until `Compilation` says otherwise."""
     if not can_run_metal():
         mx.disable_compile()
 

@@ -17,7 +17,8 @@ _UNKNOWN: Final = _MIB
 heads needs."""
 _LEAST: Final = 256 * _MIB
 _SYSTEM: Final = 2 * _GIB
-_SCRATCH: Final = 1 * _GIB
+SCRATCH: Final = 1 * _GIB
+"""Bytes for a step's activations, and for freed buffers that wait for the next."""
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], itemsize: int) -> int:
@@ -101,5 +102,5 @@ def machine_budget(
         return settings.memory_mb * _MIB
     shares = [memory - weights - max(_SYSTEM, memory * 15 // 100), memory // 4]
     if metal_limit is not None:
-        shares.append(metal_limit - weights - _SCRATCH)
+        shares.append(metal_limit - weights - SCRATCH)
     return max(_LEAST, min(shares))

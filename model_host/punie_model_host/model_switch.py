@@ -53,12 +53,13 @@ class ModelSwitch:
         self._clock = clock
         self.loaded: LoadedModel | None = None
         self._wanted: _Wanted | None = None
+        self._loads = False
         self._error: WireError | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether another model is asked for; `perform` loads it."""
-        return self._wanted is not None
+        """Whether another model is asked for, which `perform` loads, or is being loaded now."""
+        return self._loads or self._wanted is not None
 
     def ask(self, command: LoadCommand) -> None:
         """Check the files now; `perform` reads them."""
@@ -78,7 +79,7 @@ class ModelSwitch:
         """Build the new model, and only then give up the present one: two may not fit. Return
         whether the new one answers; else the one before does, if there was one."""
         assert self._wanted is not None
-        wanted, self._wanted = self._wanted, None
+        wanted, self._wanted, self._loads = self._wanted, None, True
         started = self._clock()
         try:
             self.loaded = self._load(wanted)
@@ -86,6 +87,7 @@ class ModelSwitch:
             self._failed(wanted.request_id, wanted.model, _blame(wanted.model, error))
             return False
         finally:
+            self._loads = False
             gc.collect()  # a model that was not read to its end holds its files open
         self._error = None
         info, seconds = self.loaded.info, self._clock() - started

@@ -170,7 +170,7 @@ class Host:
         watchdog, deadline = Watchdog(), self._options.progress_deadline
         while True:
             await asyncio.sleep(deadline / LOOKS)
-            if watchdog.is_hung(self._engine.progress):
+            if watchdog.is_hung(self._engine.progress if self._desk.live else None):
                 event(_log, logging.CRITICAL, "engine-hangs", no_token_for_s=deadline)
                 self._end(EXIT_ENGINE)
                 return

@@ -2,17 +2,19 @@
 for whoever begins alike."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import takewhile
 from typing import Any, Final
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from punie_model_host.batch import LayerCaches, Row
+from punie_model_host.batch import Batch, LayerCaches, RaggedBatch, Row
 from punie_model_host.engine_messages import Key
 from punie_model_host.jobs import Ticket
-from punie_model_host.prefix_cache import PrefixCache
+from punie_model_host.prefix_cache import PrefixCache, Read
 from punie_model_host.ragged import LayerKV, sequence_cache
 from punie_model_host.request import Phase, Request
 from punie_model_host.scheduler import Scheduler
@@ -39,25 +41,24 @@ class PromptError(Exception):
 
 
 class Prompts:
-    """Computes prompts with `model` and tells the `scheduler` how far they are. Caches that are not
-    `sliceable` are kept whole. For the engine's thread."""
+    """Computes prompts with `model` for rows of the `batch`, and tells the `scheduler` how far they
+    are. Of a ragged batch any tokens can be kept, of others whole caches. For the engine's
+    thread."""
 
-    def __init__(
-        self, model: Any, cache: PrefixCache, scheduler: Scheduler, *, sliceable: bool
-    ) -> None:
+    def __init__(self, model: Any, batch: Batch, cache: PrefixCache, scheduler: Scheduler) -> None:
         self._model = model
+        self._ragged = batch if isinstance(batch, RaggedBatch) else None
         self._cache = cache
         self._scheduler = scheduler
-        self._sliceable = sliceable
         self._begun: dict[Key, Request] = {}
         self._marks: list[tuple[Key, mx.array]] = []
         self._chunks: deque[list[tuple[Key, mx.array]]] = deque()
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `PunieError` when the queue is full."""
-        self._scheduler.add(_ticket(request))
         # All but one token at most, so that its first chunk is planned: the caches come with it.
         request.promised = max(0, min(self._cache.match(request.prompt), len(request.prompt) - 2))
+        self._scheduler.add(_ticket(request))
         self._scheduler.cached(request.key, request.promised)
 
     def compute(self, request: Request, tokens: int, now: float) -> int:
@@ -95,17 +96,15 @@ class Prompts:
     def remember(self, request: Request) -> None:
         """Keep a prompt's keys and values for whoever begins alike; its first token is there."""
         self._begun.pop(request.key, None)
-        caches, request.caches = request.caches, None
-        if caches is None or not self._sliceable:
+        if (read := self._read(request)) is None:
             return
-        read = _reader(caches)
         self._cache.put(request.prompt[:-1], read)
         if request.opening >= _PINNED_FROM:
             opening = min(request.opening, len(request.prompt) - 1)
             self._cache.put(request.prompt[:opening], read, pinned=True)
 
     def forget(self, request: Request) -> tuple[LayerCaches | None, int]:
-        """A request is over; return the caches of its prompt if it was still being computed, and
+        """A request is over; return the caches of its prompt if it is still being computed, and
         the tokens in them."""
         self._scheduler.remove(request.key)
         self._begun.pop(request.key, None)
@@ -114,7 +113,7 @@ class Prompts:
 
     def keep(self, tokens: Sequence[int], caches: LayerCaches) -> None:
         """Keep the keys and values of `tokens`, which are what the caches hold."""
-        if self._sliceable:
+        if self._ragged is not None:
             self._cache.put(tokens, _reader(caches))
         else:
             mx.eval([cache.state for cache in caches])
@@ -138,40 +137,45 @@ class Prompts:
         self._begun[request.key] = request
         return cached >= request.promised
 
-    def _find_leader(self, request: Request) -> tuple[Key, int] | None:
+    def _find_leader(self, request: Request) -> tuple[Request, int] | None:
         """Return who began before and shares most of what is to compute, and how many tokens."""
-        if not self._sliceable:
+        if self._ragged is None:
             return None
-        ends = {key: _common(other.prompt, request.prompt) for key, other in self._begun.items()}
-        key = max(ends, key=ends.__getitem__, default=None)
-        worth = key is not None and ends[key] - request.computed >= _WORTH_A_COPY
-        return (key, ends[key]) if key is not None and worth else None
+        before = takewhile(lambda one: one is not request, self._begun.values())
+        ends = [(_common(one.prompt, request.prompt), one) for one in before]
+        shared, leader = max(ends, key=lambda end: end[0], default=(0, None))
+        worth = leader is not None and shared - request.computed >= _WORTH_A_COPY
+        return (leader, shared) if worth else None
 
     def _leader(self, request: Request) -> Request | None:
         """Return who is to be computed first, because `request` goes on from there."""
         if request.leader is None:
             return None
-        key, shared = request.leader
-        leader = self._begun.get(key)
-        if leader is not None and leader.computed < shared:
+        leader, shared = request.leader
+        is_here = self._begun.get(leader.key) is leader  # not another one of the same id
+        if is_here and leader.computed < shared:
             return self._leader(leader) or leader
         request.leader = None
-        if leader is not None and leader.caches is not None:
-            self._cache.put(leader.prompt[:shared], _reader(leader.caches))
+        if is_here and (read := self._read(leader)) is not None:
+            self._cache.put(leader.prompt[:shared], read)
         caches, cached = self._lease(request)
         if cached > request.computed:
             request.skip(caches, cached)
             self._scheduler.cached(request.key, cached)
-        return None
+        if not is_here:
+            request.leader = self._find_leader(request)
+        return self._leader(request)
 
     def _keep_piece(self, request: Request) -> None:
         """Keep a long prompt bit by bit: all of it at once would hold up the streams."""
-        if self._sliceable and request.caches and request.computed - request.kept >= _PIECE:
-            self._cache.put(request.prompt[: request.computed], _reader(request.caches))
+        if request.caches is None or request.computed - request.kept < _PIECE:
+            return
+        if (read := self._read(request)) is not None:
+            self._cache.put(request.prompt[: request.computed], read)
             request.kept = request.computed
 
     def _lease(self, request: Request) -> tuple[LayerCaches, int]:
-        if not self._sliceable:
+        if self._ragged is None:
             length, states = self._cache.lease_state(request.prompt)
             return states or make_prompt_cache(self._model), length
         lease = self._cache.lease(request.prompt)
@@ -188,13 +192,25 @@ class Prompts:
         self._marks.append((request.key, done))
         request.computed += count
 
+    def _read(self, request: Request) -> Read | None:
+        """Return how the keys and values of its prompt are read, wherever they are; None when a
+        fault took them, or they cannot be sliced."""
+        if self._ragged is None:
+            return None
+        if request.caches is not None:
+            return _reader(request.caches)
+        if request.row is not None:
+            return _reader(request.row.caches)
+        in_batch = request.key in self._ragged
+        return partial(self._ragged.read_row, request.key) if in_batch else None
+
     def _make_row(self, request: Request) -> None:
         caches = request.caches
         assert caches is not None
         request.go(Phase.DECODE)
-        if not self._sliceable:
+        if self._ragged is None:
             self.keep(request.prompt[:-1], caches)
-            request.caches = None  # the row's own from now on
+        request.caches = None  # the row's own from now on
         request.row = Row(
             key=request.key,
             caches=caches,
@@ -220,7 +236,7 @@ def _ticket(request: Request) -> Ticket:
     )
 
 
-def _reader(caches: LayerCaches) -> Callable[[int, int], list[LayerKV]]:
+def _reader(caches: LayerCaches) -> Read:
     def read(start: int, stop: int) -> list[LayerKV]:
         return [(c.keys[..., start:stop, :], c.values[..., start:stop, :]) for c in caches]
 

@@ -80,7 +80,7 @@ class Request:
         self.caches: LayerCaches | None = None
         self.cached = self.computed = self.kept = self.promised = 0
         self.row: Row | None = None
-        self.leader: tuple[Key, int] | None = None
+        self.leader: tuple[Request, int] | None = None
         self.dispatched = self.retries = 0
         self.times = Clocked(submit.received)
         self._reported = float("-inf")

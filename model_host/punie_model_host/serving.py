@@ -1,6 +1,7 @@
 """A loaded model at work: its batch, its scheduler, its prefix cache, its share of memory."""
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from punie_model_host.desk import MAX_LIVE, MAX_OF_CLIENT
 from punie_model_host.engine_messages import Key, Submit
 from punie_model_host.kv_tier import KVTier, fingerprint
 from punie_model_host.loading import LoadedModel
-from punie_model_host.memory import KVBudget, kv_bytes_per_token, machine_budget
+from punie_model_host.log import event
+from punie_model_host.memory import SCRATCH, KVBudget, kv_bytes_per_token, machine_budget
 from punie_model_host.pace import Pace
 from punie_model_host.prefix_cache import PrefixCache
 from punie_model_host.prepare import Prepared, Reader
@@ -32,6 +34,8 @@ _MB: Final = 1024 * 1024
 _FIRST_CHUNK: Final = 128
 """Tokens of the first prompt's chunks; how long they take says how many the next have."""
 
+_log = logging.getLogger(__name__)
+
 
 class Serving:
     """What belongs to one loaded model, from its load to its end. For the engine's thread."""
@@ -43,6 +47,7 @@ class Serving:
         self._reader = Reader(loaded.facts, loaded.tokenizer)
         self.batch = make_batch(loaded.model, loaded.info.name)
         self._kv = _kv_budget(loaded, settings)
+        _bound_freed()
         self._settings = settings
         self._pace = Pace(_FIRST_CHUNK)
         self.scheduler = Scheduler(
@@ -61,7 +66,12 @@ class Serving:
             tier=_tier(loaded, settings, cache_dir) if sliceable else None,
             sliceable=sliceable,
         )
-        self.prompts = Prompts(loaded.model, self._cache, self.scheduler, sliceable=sliceable)
+        self.prompts = Prompts(loaded.model, self.batch, self._cache, self.scheduler)
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self._loaded.model
 
     # a request's way
 
@@ -191,13 +201,24 @@ def _kv_budget(loaded: LoadedModel, settings: EngineSettings) -> KVBudget:
     return KVBudget(total, kv_bytes_per_token(loaded.folder.config, _kv_kind(loaded.model).size))
 
 
+def _bound_freed() -> None:
+    """Let MLX keep only so many freed buffers for the next step: on a GPU it keeps what the machine
+    holds, and a prompt that grows chunk by chunk frees many times its own size."""
+    mx.set_cache_limit(min(SCRATCH, mx.set_cache_limit(SCRATCH)))
+
+
 def _tier(loaded: LoadedModel, settings: EngineSettings, cache_dir: Path | None) -> KVTier | None:
     """Return what is kept on disk; with a budget of 0 what was kept before is deleted."""
     if cache_dir is None:
         return None
+    try:
+        its = fingerprint(loaded.folder.path, str(_kv_kind(loaded.model)))
+    except OSError as error:  # the folder is gone since it was read
+        event(_log, logging.WARNING, "kv-tier-not-used", model=loaded.info.name, error=error)
+        return None
     return KVTier(
         cache_dir,
-        fingerprint(loaded.folder.path, str(_kv_kind(loaded.model))),
+        its,
         settings.disk_mb * _MB,
         settings.disk_write_mb_per_hour * _MB,
     )

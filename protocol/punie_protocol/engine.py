@@ -6,6 +6,7 @@ door.
 """
 
 import math
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,16 @@ from msgspec import Meta
 
 type Megabytes = Annotated[int, Meta(ge=0, le=10_000_000)]
 type Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class Kernels(StrEnum):
+    """Whether the model host has MLX compile fused kernels for the CPU; Metal has its own."""
+
+    AUTO = "auto"
+    """After a quiet time, and from then on."""
+    ON = "on"
+    """At load."""
+    OFF = "off"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +34,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cache on disk (0: none), `disk_write_mb_per_hour` what is written to it while idle. `max_batch`
     is how many requests are decoded at once, `step_tokens` the tokens of one step, rows and prompt
     together; ``None``: as the device likes. `openai_port` opens the HTTP door with the daemon; 0
-    takes any free port.
+    takes any free port. `cpu_kernels`: fused ones need a C++ compiler.
     """
 
     memory_mb: Annotated[int, Meta(ge=16, le=10_000_000)] | None = None
@@ -32,6 +43,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 16
     step_tokens: Annotated[int, Meta(ge=16, le=65_536)] | None = None
     openai_port: Port | None = None
+    cpu_kernels: Kernels = Kernels.AUTO
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ class Door:
         self._error: WireError | None = None
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[DoorIs]] = {}
+        self._turn = asyncio.Lock()
 
     def status(self) -> DoorStatus | None:
         """Return its part of the status report; None when nobody wants it."""
@@ -50,22 +51,25 @@ class Door:
         """Have the host open it at `port`; with None where it was wanted, else at any.
 
         Raises `PunieError`: the host's own reason (what was open before stays so), the key's, or
-        `TimedOut`. Cancelled, it may be open or not.
+        `TimedOut`. Cancelled, it may be open or not. `open` and `close` wait for one another.
         """
-        wanted = port if port is not None else self.wanted or 0
-        key = await asyncio.to_thread(door_key.obtain, self._key_file)
-        answer = await self._ask(child, OpenDoor(request_id=next(self._ids), port=wanted, key=key))
-        if answer.error is not None:
-            raise RemoteError(answer.error)
-        self.wanted = answer.port
-        return self._status()
+        async with self._turn:
+            wanted = port if port is not None else self.wanted or 0
+            key = await asyncio.to_thread(door_key.obtain, self._key_file)
+            message = OpenDoor(request_id=next(self._ids), port=wanted, key=key)
+            answer = await self._ask(child, message)
+            if answer.error is not None:
+                raise RemoteError(answer.error)
+            self.wanted = answer.port
+            return self._status()
 
     async def close(self, child: Child | None) -> DoorStatus:
         """Want it no more; `child` is the host, if one runs. Raises `PunieError`."""
-        self.wanted = self._error = None
-        if child is not None:
-            await self._ask(child, CloseDoor(request_id=next(self._ids)))
-        return self._status()
+        async with self._turn:
+            self.wanted = self._error = None
+            if child is not None:
+                await self._ask(child, CloseDoor(request_id=next(self._ids)))
+            return self._status()
 
     def ready(self, child: Child) -> None:
         """A host is ready: tell it what is wanted."""

@@ -27,6 +27,8 @@ def obtain(file: Path) -> str:
     key = secrets.token_urlsafe(_BYTES)
     try:
         _write(file, key)
+    except FileExistsError:
+        return read(file)  # somebody else made one meanwhile
     except OSError as error:
         text = f"cannot write the HTTP door's key to {file}: {error.strerror}"
         raise PunieError(InvalidRequest(message=text)) from None
@@ -69,14 +71,13 @@ def _check_owner(file: Path, found: os.stat_result) -> None:
 
 
 def _write(file: Path, key: str) -> None:
-    """Write it whole or not at all."""
+    """Write it whole or not at all. Raises `FileExistsError` for a file that is there."""
     fd, name = tempfile.mkstemp(dir=file.parent, prefix=".key-")  # 0600
     try:
         with os.fdopen(fd, "w") as made:
             made.write(f"{key}\n")
             made.flush()
             os.fsync(fd)
-        Path(name).replace(file)
-    except BaseException:
+        file.hardlink_to(name)
+    finally:
         Path(name).unlink(missing_ok=True)
-        raise

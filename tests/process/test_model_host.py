@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -295,6 +296,41 @@ def test_hung_evaluation_ends_the_process(models: Path, tmp_path: Path) -> None:
         assert "critical engine-hangs" in host.log.read_text()
 
     run_host(models, tmp_path, "brief", test, program="tests.support.hung_model_host")
+
+
+def test_a_disk_that_hangs_while_nothing_is_asked_ends_the_process_when_something_is(
+    models: Path, tmp_path: Path
+) -> None:
+    async def test(host: RunningHost) -> None:
+        async with host.client() as link:
+            await link.send(ask(1))
+            await answer(link, 1)
+            while "hangs at its disk" not in host.log.read_text():  # noqa: ASYNC110  its log
+                await asyncio.sleep(0.01)
+            assert (await host.pong()).busy == 0
+            await link.send(ask(2))
+            assert await host.ended() == 70
+        assert "critical engine-hangs" in host.log.read_text()
+
+    run_host(models, tmp_path, "brief", test, program="tests.support.hung_disk_host")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process: Linux alone")
+def test_no_descriptor_for_a_client_harms_nobody(models: Path, tmp_path: Path) -> None:
+    async def test(host: RunningHost) -> None:
+        await host.state()
+        before = resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        link = await FrameLink.connect(str(host.socket), _client_side, name="host")
+        while "accept-failed" not in host.log.read_text():  # noqa: ASYNC110  its log
+            await asyncio.sleep(0.01)
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, before)
+        await greet_model_host(link)
+        await link.send(ask(1))
+        assert (await answer(link, 1))[0] == "Hello there."
+        link.close()
+
+    run_host(models, tmp_path, "brief", test)
 
 
 def test_disconnect_cancels(models: Path, tmp_path: Path) -> None:

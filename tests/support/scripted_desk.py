@@ -50,7 +50,7 @@ class ScriptedDesk:
         self.left = 0
         self._script = script
 
-    def enter(self, sink: Sink) -> int:
+    def enter(self, sink: Sink, _room: int) -> int:
         number = self.left + len(self.inside) + 1
         self.inside[number] = sink
         return number

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from punie_model_host.batch import RaggedBatch, Row
 from punie_model_host.engine import Engine
 from punie_model_host.engine_messages import (
     Cancel,
@@ -21,6 +22,7 @@ from punie_model_host.engine_messages import (
     Submit,
     ToClient,
 )
+from punie_model_host.scheduler import Plan
 from punie_model_host.token_trie import MAX_SPAN
 from punie_protocol import errors
 from punie_protocol.engine import EngineSettings
@@ -268,6 +270,110 @@ def test_requests_for_the_next_model_wait_for_the_switch(models: Path) -> None:
     assert isinstance(bench.error(dropped), errors.Cancelled)
 
 
+def test_a_request_that_comes_while_a_model_is_read_waits_for_it(models: Path) -> None:
+    came: list[Key] = []
+
+    def look_up() -> None:
+        if bench and not came:
+            came.append(bench[0].submit("between two tensors"))
+
+    bench: list[Bench] = []
+    bench.append(Bench(models, look_up=look_up))
+    bench[0].load("other")
+    assert isinstance(bench[0].end(came[0]), Finished)
+
+
+def test_the_cache_of_the_model_before_is_saved_for_a_while_only(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    for seconds in (60.0, 0.0):
+        monkeypatch.setattr("punie_model_host.engine._SAVE_S", seconds)
+        folder = tmp_path / str(seconds)
+        bench = Bench(models, cache_dir=folder)
+        bench.submit("x" * 300, tokens=4)
+        bench.run()
+        bench.load("other")
+        saved.append(len(list(folder.glob("*/*.safetensors"))))
+    assert saved[0] > saved[1] == 0
+
+
+def test_a_folder_that_is_gone_after_its_model_was_read_costs_the_disk_cache_alone(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> str:
+        raise FileNotFoundError(2, "no such file", "config.json")
+
+    monkeypatch.setattr("punie_model_host.serving.fingerprint", gone)
+    bench = Bench(models, cache_dir=tmp_path)
+    key = bench.submit("hi")
+    bench.run()
+    assert isinstance(bench.end(key), Finished)
+
+
+def test_a_prompt_that_cannot_be_copied_into_the_prefix_cache_is_answered(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(models)
+    serving = bench.engine._serving
+    assert serving is not None
+
+    def no_room(*_: object, **__: object) -> None:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(serving._cache, "put", no_room)
+    keys = [bench.submit("hi" * size) for size in (3, 90)]
+    bench.run()
+    assert all(isinstance(bench.end(key), Finished) for key in keys)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize(("what", "method"), [(Row, "detach"), (RaggedBatch, "join")])
+def test_a_row_that_cannot_be_moved_is_computed_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch, what: type, method: str, ahead: int
+) -> None:
+    plain = Bench(models)
+    wanted = [plain.submit("hi" * n, client=f"c{n}", tokens=80) for n in range(3)]
+    plain.run()
+    real, calls = getattr(what, method), count(1)
+
+    def fails_once(*args: Any) -> Any:
+        if next(calls) == 2:
+            raise MemoryError("no room for a row")
+        return real(*args)
+
+    settings = EngineSettings(memory_mb=64, step_tokens=STEP, max_batch=2)
+    bench = Bench(models, settings=settings, ahead=ahead)
+    monkeypatch.setattr(what, method, fails_once)
+    keys = [bench.submit("hi" * n, client=f"c{n}", tokens=80) for n in range(3)]
+    bench.run()
+    assert next(calls) > 2
+    assert [bench.text(key) for key in keys] == [plain.text(key) for key in wanted]
+
+
+def test_freed_buffers_are_not_kept_without_bounds(models: Path) -> None:
+    before = mx.set_cache_limit(1 << 40)
+    try:
+        Bench(models)
+        assert mx.set_cache_limit(before) <= 1 << 30
+    finally:
+        mx.set_cache_limit(before)
+
+
+def test_a_prompt_stands_once_among_the_running_beside_what_is_predicted(models: Path) -> None:
+    bench = Bench(models)
+    for number in range(6):
+        bench.submit(f"{number}" * 400, client=f"c{number}")
+    serving, steps = bench.engine._serving, 0
+    assert serving is not None
+    while bench.engine.has_work:
+        bench.step()
+        status = serving.kv_status(bench.engine._requests.values())
+        assert status.running <= status.reserved
+        steps += status.running > 0
+    assert steps > 10
+
+
 def test_a_conversation_larger_than_the_memory_names_both_numbers(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +441,44 @@ def test_who_begins_alike_at_the_same_time_shares_what_one_of_them_computes(mode
     wanted = plain.submit("x" * 500 + "5", tokens=3)
     plain.run()
     assert bench.text(keys[5]) == plain.text(wanted)
+
+
+def test_who_waits_for_a_request_does_not_take_another_of_its_id_for_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, reused = Bench(models), Key(1, 100)
+    bench.submit("x" * 500 + "first", client="a", key=reused)
+    bench.step(2)
+    follower = bench.submit("x" * 500 + "follower", client="b", tokens=3)
+    bench.step(2)
+    assert bench.engine._requests[follower].leader is not None
+    bench.engine.handle(Cancel(reused))
+    bench.submit("x" * 500 + "second", client="c", key=reused, tokens=3)
+    serving = bench.engine._serving
+    assert serving is not None
+    real = serving.scheduler.plan
+
+    def second_first(now: float) -> Plan:
+        plan = real(now)
+        return Plan(plan.decode, tuple(sorted(plan.prefill, key=lambda one: one[0] != reused)))
+
+    monkeypatch.setattr(serving.scheduler, "plan", second_first)
+    bench.run()
+    assert isinstance(bench.end(follower), Finished)
+    assert isinstance(bench.end(reused), Finished)
+
+
+def test_when_who_computes_what_others_wait_for_is_cancelled_one_of_them_goes_on(
+    models: Path,
+) -> None:
+    bench = Bench(models)
+    first, *others = [bench.submit("x" * 500 + f"{n}", client=f"c{n}", tokens=3) for n in range(6)]
+    bench.run(lambda: bench.engine._requests[first].computed > 300)
+    bench.engine.handle(Cancel(first))
+    bench.run()
+    ends = [end for end in map(bench.end, others) if isinstance(end, Finished)]
+    assert len(ends) == len(others)
+    assert sum(end.usage.input_tokens - end.usage.cached_tokens for end in ends) < 200 + 5 * 40
 
 
 def test_a_prefix_that_is_gone_when_its_request_begins_is_computed(models: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from punie_model_host import desk as desks
-from punie_model_host.desk import MAX_LIVE, MAX_NAME, MAX_OF_CLIENT, Desk
+from punie_model_host.desk import FEW, MAX_LIVE, MAX_NAME, MAX_OF_CLIENT, Desk
 from punie_model_host.engine_messages import Cancel, Command, Key, Refused, Submit
 from punie_model_host.facts import ModelFacts
 from punie_model_host.folder import check_folder
 from punie_model_host.intake import LONG
 from punie_model_host.loading import build
+from punie_model_host.prepare import Prepared, Reader
 from punie_protocol import errors
 from punie_protocol.errors import LinkClosed, PunieError
 from punie_protocol.messages.common import Priority, Usage
@@ -240,6 +241,56 @@ def test_a_short_conversation_does_not_wait_for_a_long_one(
         assert bench.submitted()[0].key.request_id == 2
 
     monkeypatch.setattr("punie_model_host.prepare.Reader._check_size", lambda *_: None)
+    run(test, facts)
+
+
+def test_who_asks_and_cancels_leaves_nothing_to_read(facts: ModelFacts) -> None:
+    async def test(bench: Bench) -> None:
+        read: list[str] = []
+
+        def slow(reader: Reader, request: Generate) -> Prepared:
+            read.append(request.client_id)
+            return prepare(reader, request)
+
+        prepare = Reader.prepare
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Reader, "prepare", slow)
+            for id in range(100):
+                bench.desk.submit(bench.number, ask(id, client="greedy"))
+                bench.desk.cancel(bench.number, id)
+            bench.desk.submit(bench.number, ask(1000, client="other"))
+            await bench.until(bench.submitted)
+        assert read.count("greedy") <= 1
+        assert bench.desk.live == 1
+
+    run(test, facts)
+
+
+def test_clients_take_turns_to_be_read(facts: ModelFacts) -> None:
+    async def test(bench: Bench) -> None:
+        for id in range(50):
+            bench.desk.submit(bench.number, ask(id, client="greedy"))
+        bench.desk.submit(bench.number, ask(1000, client="other"))
+        await bench.until(lambda: len(bench.submitted()) == 51)
+        order = [submit.request.client_id for submit in bench.submitted()]
+        assert order.index("other") <= 2
+
+    run(test, facts)
+
+
+def test_who_comes_by_http_leaves_room_for_projects(facts: ModelFacts) -> None:
+    async def test(bench: Bench) -> None:
+        http = Client()
+        number = bench.desk.enter(http, FEW)
+        for id in range(FEW + 1):
+            bench.desk.submit(number, ask(id, client=f"http:{id}"))
+        assert isinstance(http.error(), errors.Overloaded)
+        bench.desk.submit(bench.number, ask(1))
+        assert bench.desk.live == FEW + 1
+        bench.desk.leave(number)
+        bench.desk.cancel(bench.number, 1)
+        assert bench.desk.live == 0
+
     run(test, facts)
 
 

@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -531,11 +532,27 @@ def test_strangers_make_room_for_who_has_the_key(monkeypatch: pytest.MonkeyPatch
         async with HttpConnection.to(rig.port) as known, HttpConnection.to(rig.port) as stranger:
             await known.send(rig.request("GET", "/health"))
             assert (await known.response()).status == 200
-            for _ in range(3):
-                assert (await rig.ask("GET", "/health")).status == 200
+            assert (await rig.ask("GET", "/health")).status == 200
             assert await stranger.is_closed()
             await known.send(rig.request("GET", "/health"))
             assert (await known.response()).status == 200
+
+    with_door(test)
+
+
+def test_who_calls_himself_by_many_names_has_few_shares():
+    async def test(rig: Rig) -> None:
+        async with AsyncExitStack() as stack:
+            for number in range(limits.MAX_USERS + 4):
+                one = await stack.enter_async_context(HttpConnection.to(rig.port))
+                await one.send(rig.request("POST", CHAT, HELLO | {"user": f"u{number}"}))
+                await rig.until(lambda: len(rig.desk.asked) == number + 1)  # noqa: B023
+            keys = [request.client_id for request in rig.desk.asked]
+            assert keys == [f"http:u{n}" for n in range(limits.MAX_USERS)] + ["http"] * 4
+        await rig.until(lambda: not rig.desk.inside)
+        async with HttpConnection.to(rig.port) as later:
+            await later.send(rig.request("POST", CHAT, HELLO | {"user": "late"}))
+            await rig.until(lambda: rig.desk.asked[-1].client_id == "http:late")
 
     with_door(test)
 

@@ -22,6 +22,22 @@ def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "other"]
 
 
+def test_two_who_make_the_key_at_once_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "key"
+    write, made = door_key._write, list[str]()
+
+    def write_second(path: Path, key: str) -> None:
+        monkeypatch.setattr(door_key, "_write", write)
+        made.append(door_key.obtain(file))
+        write(path, key)
+
+    monkeypatch.setattr(door_key, "_write", write_second)
+    assert door_key.obtain(file) == made[0] == door_key.read(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
 def test_a_key_of_one_s_own(tmp_path: Path):
     file = tmp_path / "key"
     file.write_text(f"{GOOD}\n")

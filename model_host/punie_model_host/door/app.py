@@ -10,11 +10,13 @@ from typing import Final, Self
 from uuid import uuid4
 
 import msgspec
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from punie_model_host import prometheus
+from punie_model_host.desk import FEW
 from punie_model_host.door import faults, guard, health, replies, wire
 from punie_model_host.door.bodies import Bodies, Disconnected
 from punie_model_host.door.desks import Desk
@@ -23,7 +25,10 @@ from punie_model_host.door.guard import Guard
 from punie_model_host.door.limits import PULSE
 from punie_model_host.door.mailbox import Mailbox
 from punie_model_host.door.pulse import Pulse
+from punie_model_host.door.replies import Writer
 from punie_model_host.door.stream import JSON, Abort, EventStream, send_body, send_whole
+from punie_model_host.door.users import Users
+from punie_model_host.door.wire import ChatRequest
 from punie_model_host.log import event
 from punie_protocol.engine import EngineStatus
 from punie_protocol.errors import Internal, ModelUnavailable
@@ -46,6 +51,7 @@ class App:
         self._desk = desk
         self._guard = guard
         self._bodies = Bodies()
+        self._users = Users()
         self._router = Router(
             [
                 Route("/v1/chat/completions", _Endpoint(self._chat), methods=["POST"]),
@@ -97,16 +103,11 @@ class App:
         wire.check_model(request.model, model)
         id = f"chatcmpl-{uuid4().hex}"
         wanted = wire.generate(request, id)
-        writer = replies.Writer(id, int(time.time()), model.name)
-        async with _Visit(self._desk, receive) as visit:
-            visit.submit(wanted)
-            if not request.stream:
-                await send_whole(visit.mailbox, writer, send, _abort(scope))
-                return
-            usage = request.wants_usage
-            stream = EventStream(visit.mailbox, writer, send, usage=usage)
-            with Pulse(stream.give_sign, _abort(scope), PULSE) as pulse:
-                await stream.run(pulse)
+        writer = Writer(id, int(time.time()), model.name)
+        with self._users.share(wanted.client_id) as client_id:
+            visit = _Visit(self._desk, receive)
+            shared = replace(wanted, client_id=client_id)
+            await _answer(visit, shared, request, writer, send, _abort(scope))
 
     async def _models(self, scope: Scope, _receive: Receive, send: Send) -> None:
         loaded = [] if self._desk.model is None else [self._desk.model]
@@ -144,7 +145,7 @@ class _Visit:
         self.mailbox = Mailbox(self._leave)
 
     async def __aenter__(self) -> Self:
-        self._client = self._desk.enter(self.mailbox)
+        self._client = self._desk.enter(self.mailbox, FEW)
         self._watching = asyncio.create_task(self._watch())
         return self
 
@@ -184,6 +185,19 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answer(scope, receive, send)
+
+
+async def _answer(
+    visit: _Visit, wanted: Generate, request: ChatRequest, writer: Writer, send: Send, abort: Abort
+) -> None:
+    async with visit:
+        visit.submit(wanted)
+        if not request.stream:
+            await send_whole(visit.mailbox, writer, send, abort)
+            return
+        stream = EventStream(visit.mailbox, writer, send, usage=request.wants_usage)
+        with Pulse(stream.give_sign, abort, PULSE) as pulse:
+            await stream.run(pulse)
 
 
 async def _send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:

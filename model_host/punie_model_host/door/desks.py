@@ -28,8 +28,9 @@ class Desk(Protocol):
     @property
     def quiet_s(self) -> float: ...
 
-    def enter(self, sink: Sink, /) -> int:
-        """Return the number of a new client."""
+    def enter(self, sink: Sink, room: int, /) -> int:
+        """Return the number of a new client, which is refused while the desk has `room` requests
+        of all clients together."""
         ...
 
     def submit(self, client: int, request: Generate, /) -> None:

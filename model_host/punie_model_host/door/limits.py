@@ -34,6 +34,8 @@ CLOSE_DEADLINE: Final = 1.0
 """For requests under way to end when the door is closed."""
 MAX_USER: Final = 64
 """Characters of a `user` that tell clients apart."""
+MAX_USERS: Final = 8
+"""Such clients with requests under way; each has as large a share of the engine as a project."""
 STALLED: Final = 20.0
 """An engine that has work and says nothing for so long is not healthy. It is replaced later than
 that: see `watchdog.PROGRESS_DEADLINE`."""
