@@ -45,7 +45,8 @@ REPORT_INTERVAL: Final = 1.0
 _LAST_REPORT: Final = 0.1
 """The same when the work is done."""
 _RETRIES: Final = 3
-"""Failed forwards that one request may outlive."""
+"""Failed forwards that one request may outlive, until it got `_FORGIVEN` tokens more."""
+_FORGIVEN: Final = 64
 _SAVE_S: Final = 10.0
 """Seconds in which the prefix cache is saved before another model is read."""
 _CLEAR_EVERY: Final = 256
@@ -89,6 +90,8 @@ class Engine:
             models_dir, emit, give_up=self._give_up, look_up=look_up, clock=clock
         )
         self._steps = 0
+        self.beats = 0
+        """Counts up within a step that takes long and gets on."""
         self._reported = float("-inf")
         self._unreported = False
 
@@ -271,9 +274,12 @@ class Engine:
             request.retries += 1
             if request.retries > _RETRIES:
                 raise PunieError(_never_together(request))
-            serving.rebuild(request)
+            serving.rebuild(request, self._beat)
         except Exception as fault:  # noqa: BLE001  the wall round a request
             self._fault(request, fault)
+
+    def _beat(self) -> None:
+        self.beats += 1
 
     def _prefill(self, serving: Serving, chunks: Iterable[tuple[Key, int]]) -> int:
         """Begin chunks of prompts; return their tokens."""
@@ -307,6 +313,8 @@ class Engine:
             if token == UNSOUND:
                 raise PunieError(_unsound(request))
             produced = request.take(token, now)
+            if len(request.generated) % _FORGIVEN == 0:
+                request.retries = 0
         except Exception as error:  # noqa: BLE001  the wall round a request
             self._fault(request, error)
             return

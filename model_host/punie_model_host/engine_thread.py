@@ -18,6 +18,7 @@ from punie_model_host.engine_messages import (
     Quit,
     Refused,
 )
+from punie_model_host.lifetime import own_descriptor_limit
 from punie_protocol.engine import EngineSettings
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class EngineThread:
         self._quit: Quit | None = None
         self._steps = 0
         self._working = False
+        self._engine: Engine | None = None
         self._out_lock = threading.Lock()
         self._waiting: list[Emission] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -86,7 +88,8 @@ class EngineThread:
     def progress(self) -> int | None:
         """A number that changes with each piece of work that requests wait for: a step, or what
         the thread does while it has none. None while it waits itself, and while it loads."""
-        return self._steps if self._working else None
+        beats = self._engine.beats if self._engine is not None else 0
+        return self._steps + beats if self._working else None
 
     # the engine's thread
 
@@ -98,10 +101,11 @@ class EngineThread:
             self._out(Died(f"{type(error).__name__}: {error}"))
 
     def _serve(self) -> None:
-        from punie_model_host.engine import Engine  # a second, not before Ready
+        with own_descriptor_limit():
+            from punie_model_host.engine import Engine  # a second, not before Ready
 
         models_dir, cache_dir = self._places
-        engine = Engine(
+        engine = self._engine = Engine(
             models_dir,
             self._settings,
             self._out,

@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import resource
 import signal
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -23,6 +26,24 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it ended in between, and the signal will not come
         leave(1)
+
+
+def _ignore(_resource: int, _limits: tuple[int, int], /) -> None:
+    """Stands in for `resource.setrlimit`."""
+
+
+@contextmanager
+def own_descriptor_limit() -> Iterator[None]:
+    """Import mlx-lm within: it sets the limit of open files to 4,096 for all of the process, lower
+    than it may be, and cannot be imported where the limit is lower than that already."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    given = resource.setrlimit
+    setattr(resource, "setrlimit", _ignore)  # noqa: B010  the checker knows one function there
+    try:
+        yield
+    finally:
+        setattr(resource, "setrlimit", given)  # noqa: B010
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def leave(code: int) -> NoReturn:

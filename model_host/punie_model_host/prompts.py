@@ -119,6 +119,16 @@ class Prompts:
             mx.eval([cache.state for cache in caches])
             self._cache.put_state(tokens, caches)
 
+    def lease(self, tokens: Sequence[int]) -> tuple[LayerCaches, int]:
+        """Return caches that hold as many of `tokens` as the prefix cache has, and how many."""
+        if self._ragged is None:
+            length, states = self._cache.lease_state(tokens)
+            return states or make_prompt_cache(self._model), length
+        lease = self._cache.lease(tokens)
+        if not lease.length or lease.layers is None:
+            return make_prompt_cache(self._model), 0
+        return [sequence_cache(*layer) for layer in lease.layers], lease.length
+
     def forward(self, tokens: Sequence[int], caches: LayerCaches) -> mx.array:
         """Return the logits of `tokens` after what is in the caches, lazily."""
         return self._model(mx.array([list(tokens)]), cache=caches)
@@ -127,7 +137,7 @@ class Prompts:
         """Give a request its first caches; False while the disk has more of them."""
         if self._cache.warm(request.prompt, _WARM_BYTES):
             return False
-        caches, cached = self._lease(request)
+        caches, cached = self.lease(request.prompt)
         request.begin(now, caches, cached)
         if cached < request.promised:  # dropped since, or damaged on disk: more to plan for
             self._scheduler.remove(request.key)
@@ -158,7 +168,7 @@ class Prompts:
         request.leader = None
         if is_here and (read := self._read(leader)) is not None:
             self._cache.put(leader.prompt[:shared], read)
-        caches, cached = self._lease(request)
+        caches, cached = self.lease(request.prompt)
         if cached > request.computed:
             request.skip(caches, cached)
             self._scheduler.cached(request.key, cached)
@@ -173,15 +183,6 @@ class Prompts:
         if (read := self._read(request)) is not None:
             self._cache.put(request.prompt[: request.computed], read)
             request.kept = request.computed
-
-    def _lease(self, request: Request) -> tuple[LayerCaches, int]:
-        if self._ragged is None:
-            length, states = self._cache.lease_state(request.prompt)
-            return states or make_prompt_cache(self._model), length
-        lease = self._cache.lease(request.prompt)
-        if not lease.length or lease.layers is None:
-            return make_prompt_cache(self._model), 0
-        return [sequence_cache(*layer) for layer in lease.layers], lease.length
 
     def _chunk(self, request: Request, count: int) -> None:
         caches = request.caches

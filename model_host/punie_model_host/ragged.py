@@ -31,6 +31,15 @@ class Frame:
         self.is_even = len(set(self.lengths)) <= 1
         self.offset: mx.array = mx.array(self.lengths, dtype=mx.int32)
         self.rows: mx.array = mx.arange(len(self.lengths))
+        self._places: dict[tuple[int, ...], mx.array] = {}
+
+    def places(self, new: mx.array) -> mx.array:
+        """Return where each number of `new` ``(rows, heads, n, dim)`` belongs on the third axis."""
+        shape = tuple(new.shape)
+        if shape not in self._places:
+            place = self.offset[:, None, None, None] + mx.arange(shape[2])[:, None]
+            self._places[shape] = mx.contiguous(mx.broadcast_to(place, shape))
+        return self._places[shape]
 
 
 class RaggedKVCache:
@@ -66,9 +75,9 @@ class RaggedKVCache:
             start = self._frame.longest
             self.keys[:rows, :, start:end] = keys
             self.values[:rows, :, start:end] = values
-        elif tokens == 1:
-            self.keys[self._frame.rows, :, self._frame.offset] = keys[:, :, 0]
-            self.values[self._frame.rows, :, self._frame.offset] = values[:, :, 0]
+        elif self.keys.shape[0] == rows:  # twice as fast as a scatter, on a CPU
+            self.keys = mx.put_along_axis(self.keys, self._frame.places(keys), keys, 2)
+            self.values = mx.put_along_axis(self.values, self._frame.places(values), values, 2)
         else:
             row = self._frame.rows[:, None]
             place = self._frame.offset[:, None] + mx.arange(tokens)

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 class ScheduleLimits:
     """`max_batch` rows at most are decoded at once; a step has `step_tokens` tokens, rows and
     prompts together, or `solo_tokens` of prompts while nobody decodes. `max_queued` requests may
-    wait, `max_queued_client` of one client."""
+    wait, `max_queued_client` of one client. With `whole_prompts` the tokens of a step are a goal:
+    see `PromptShares.chunks`; and while more prompts are computed than rows decoded, they get what
+    they get alone."""
 
     max_batch: int = 16
     step_tokens: int = 256
     solo_tokens: int = 256
+    whole_prompts: bool = False
     max_queued: int = 256
     max_queued_client: int = 64
 
@@ -156,11 +159,13 @@ class Scheduler:
             self._enter(job)
         reserved = self._reserved()
         decode = self._rows(reserved)
-        budget = self._limits.solo_tokens
-        if decode:
-            budget = max(MIN_CHUNK, self._limits.step_tokens - len(decode))
         prompts = [job for job in self._in(Phase.PREFILL) if job.urgent or not reserved]
-        chunks = self._prompts.chunks(prompts, budget)
+        burst = self._limits.whole_prompts and len(prompts) > len(decode)
+        budget = self._limits.solo_tokens
+        if decode and not burst:
+            budget = max(MIN_CHUNK, self._limits.step_tokens - len(decode))
+        whole = self._limits.whole_prompts
+        chunks = self._prompts.chunks(prompts, budget, whole=whole)
         return Plan(tuple(job.ticket.key for job in decode), tuple(chunks.items()))
 
     def rows(self) -> tuple[Key, ...]:

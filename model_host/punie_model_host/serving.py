@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import can_run_metal
 
 from punie_model_host.batch import RaggedBatch, Row
@@ -55,6 +54,7 @@ class Serving:
                 max_batch=settings.max_batch,
                 step_tokens=self._step_tokens,
                 solo_tokens=2 * self._step_tokens,
+                whole_prompts=settings.step_tokens is None,
                 max_queued=MAX_LIVE,
                 max_queued_client=MAX_OF_CLIENT,
             ),
@@ -109,15 +109,16 @@ class Serving:
         if intact and caches and length:
             self.prompts.keep(request.tokens[:length], caches)
 
-    def rebuild(self, request: Request) -> None:
-        """Compute a row again from its tokens, alone, and one token more to see that it can go on.
-        Raises what the model raises."""
+    def rebuild(self, request: Request, progress: Callable[[], None]) -> None:
+        """Compute a row again from its tokens, alone, and one token more to see that it can go on;
+        `progress` is called after each chunk. Raises what the model raises."""
         tokens = request.tokens
-        caches = make_prompt_cache(self._loaded.model)
+        caches, done = self.prompts.lease(tokens)
         step = self._step_tokens
-        for start in range(0, len(tokens) - 1, step):
+        for start in range(done, len(tokens) - 1, step):
             self.prompts.forward(tokens[start : min(start + step, len(tokens) - 1)], caches)
             mx.eval([cache.state for cache in caches])
+            progress()
         trial = copy.deepcopy(caches)
         mx.eval(self.prompts.forward(tokens[-1:], trial))
         sampler = RowSampler(request.sampler.plan, self._loaded.facts.vocabulary, tokens)

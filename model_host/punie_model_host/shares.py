@@ -64,12 +64,14 @@ class PromptShares:
         client.spent += tokens
         self._virtual += tokens / max(1, len(self._sharing))
 
-    def chunks(self, jobs: Iterable[Job], budget: int) -> dict[Key, int]:
+    def chunks(self, jobs: Iterable[Job], budget: int, *, whole: bool = False) -> dict[Key, int]:
         """Return how many tokens of whose prompts come now: `budget` in all, at most. A chunk is
-        not below `MIN_CHUNK`, unless it ends its prompt."""
+        not below `MIN_CHUNK`, unless it ends its prompt. With `whole` few prompts are cut, because
+        each chunk costs a look at all weights: the first to end with half of the budget more does
+        end, and beside another chunk none comes that is less than half of it and ends nothing."""
         lines = _by_client(jobs)
         self._share_between(lines)
-        given = _Given(budget)
+        given = _Given(budget, budget // 2 if whole else 0)
         self._begin(lines, given)
         for client in sorted(lines, key=lambda one: (one.spent, lines[one][0].remaining, one.turn)):
             for job in lines[client]:
@@ -105,22 +107,30 @@ def _joins(line: list[Job], short: int) -> Job | None:
 
 
 class _Given:
-    """A step's prompt tokens, while they are given away."""
+    """A step's prompt tokens, while they are given away. `stretch` more are there for a prompt that
+    ends with them."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, stretch: int) -> None:
         self.left = budget
         self.tokens: dict[Key, int] = {}
+        self._least = stretch
+        self._stretch = stretch
 
     def give(self, job: Job, most: int) -> int:
-        """Give at most `most`; return how many it got now."""
+        """Give at most `most`, or all that is left of the prompt; return how many it got now."""
         key = job.ticket.key
         had = self.tokens.get(key, 0)
-        tokens = min(most, self.left, job.remaining - had)
+        rest = job.remaining - had
+        tokens = min(most, self.left, rest)
         if tokens < 1 or had + tokens < min(MIN_CHUNK, job.remaining):
+            return 0
+        if tokens == self.left and tokens < rest <= tokens + self._stretch:
+            tokens, self._stretch = rest, 0
+        elif tokens < rest and self.tokens.keys() - {key} and had + tokens < self._least:
             return 0
         job.fresh = False
         self.tokens[key] = had + tokens
-        self.left -= tokens
+        self.left = max(0, self.left - tokens)
         return tokens
 
 

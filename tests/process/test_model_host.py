@@ -333,6 +333,22 @@ def test_no_descriptor_for_a_client_harms_nobody(models: Path, tmp_path: Path) -
     run_host(models, tmp_path, "brief", test)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil reads limits on Linux")
+def test_the_limit_of_descriptors_stays_as_it_was(models: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = (512, before[1])
+
+    async def test(host: RunningHost) -> None:
+        assert (await host.state()).state is Load.READY
+        assert psutil.Process(host.process.pid).rlimit(psutil.RLIMIT_NOFILE) == wanted
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
+    try:
+        run_host(models, tmp_path, "brief", test)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_disconnect_cancels(models: Path, tmp_path: Path) -> None:
     async def test(host: RunningHost) -> None:
         async with host.client() as link:
