@@ -334,7 +334,7 @@ class Engine:
         if len(request.generated) > 1:
             return
         try:
-            self._serving.prompts.remember(request)
+            self._serving.prompts.pin(request)
         except Exception as error:  # noqa: BLE001  the wall round a request
             event(_log, logging.ERROR, "cache-dropped", error=error)
 

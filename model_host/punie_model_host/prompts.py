@@ -18,7 +18,7 @@ from punie_model_host.prefix_cache import PrefixCache, Read
 from punie_model_host.ragged import LayerKV, sequence_cache
 from punie_model_host.request import Phase, Request
 from punie_model_host.scheduler import Scheduler
-from punie_model_host.token_trie import TOKEN_BYTES, common_prefix, encode
+from punie_model_host.token_trie import TOKEN_BYTES, common_prefix
 
 _WARM_BYTES: Final = 64 * 1024 * 1024
 """What one step reads of the prefix cache on disk."""
@@ -93,13 +93,10 @@ class Prompts:
                 except Exception as error:
                     raise PromptError(key, error) from error
 
-    def remember(self, request: Request) -> None:
-        """Keep a prompt's keys and values for whoever begins alike; its first token is there."""
-        self._begun.pop(request.key, None)
-        if (read := self._read(request)) is None:
-            return
-        self._cache.put(request.prompt[:-1], read)
-        if request.opening >= _PINNED_FROM:
+    def pin(self, request: Request) -> None:
+        """Pin what its instructions and tools are; its prompt is computed. The rest is kept when
+        the request ends, or when another begins alike."""
+        if request.opening >= _PINNED_FROM and (read := self._read(request)) is not None:
             opening = min(request.opening, len(request.prompt) - 1)
             self._cache.put(request.prompt[:opening], read, pinned=True)
 
@@ -148,11 +145,12 @@ class Prompts:
         return cached >= request.promised
 
     def _find_leader(self, request: Request) -> tuple[Request, int] | None:
-        """Return who began before and shares most of what is to compute, and how many tokens."""
+        """Return who began before, is still here, and shares most of what is to compute; and how
+        many tokens."""
         if self._ragged is None:
             return None
         before = takewhile(lambda one: one is not request, self._begun.values())
-        ends = [(_common(one.prompt, request.prompt), one) for one in before]
+        ends = [(_common(one, request), one) for one in before]
         shared, leader = max(ends, key=lambda end: end[0], default=(0, None))
         worth = leader is not None and shared - request.computed >= _WORTH_A_COPY
         return (leader, shared) if worth else None
@@ -221,9 +219,9 @@ class Prompts:
         )
 
 
-def _common(some: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with; the last of each is never counted."""
-    return common_prefix(encode(some[:-1]), encode(other[:-1])) // TOKEN_BYTES
+def _common(some: Request, other: Request) -> int:
+    """Return how many tokens both prompts begin with; the last of each is never counted."""
+    return common_prefix(some.encoded, other.encoded) // TOKEN_BYTES
 
 
 def _ticket(request: Request) -> Ticket:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Final
 
 from punie_model_host.batch import LayerCaches, Row
@@ -12,6 +13,7 @@ from punie_model_host.output import Delta, Output
 from punie_model_host.prepare import Prepared
 from punie_model_host.profile import ToolCallFormat
 from punie_model_host.sampling import RowSampler
+from punie_model_host.token_trie import encode
 from punie_model_host.toolcalls import AnswerParser
 from punie_protocol.errors import ModelFault
 from punie_protocol.messages.common import Usage
@@ -86,6 +88,11 @@ class Request:
         self._reported = float("-inf")
         self._stop_ids = loaded.stop_ids
         self._output = _output(submit, prepared, loaded, new_call_id)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The prompt less its last token, as prompts are compared."""
+        return encode(self.prompt[:-1])
 
     @property
     def total(self) -> int:
