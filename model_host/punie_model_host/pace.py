@@ -2,7 +2,7 @@
 
 from typing import Final
 
-GOAL: Final = 0.2
+GOAL: Final = 0.15
 """Seconds that prompts may add to a step: as long as a stream may pause because somebody joins."""
 LEAST: Final = 32
 MOST: Final = 2048

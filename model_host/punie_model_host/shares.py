@@ -67,11 +67,11 @@ class PromptShares:
     def chunks(self, jobs: Iterable[Job], budget: int, *, whole: bool = False) -> dict[Key, int]:
         """Return how many tokens of whose prompts come now: `budget` in all, at most. A chunk is
         not below `MIN_CHUNK`, unless it ends its prompt. With `whole` few prompts are cut, because
-        each chunk costs a look at all weights: the first to end with half of the budget more does
-        end, and beside another chunk none comes that is less than half of it and ends nothing."""
+        each chunk costs a look at all weights: the first new one that fits twice the budget is not,
+        and beside another chunk none comes that is less than half of it and ends nothing."""
         lines = _by_client(jobs)
         self._share_between(lines)
-        given = _Given(budget, budget // 2 if whole else 0)
+        given = _Given(budget, whole=whole)
         self._begin(lines, given)
         for client in sorted(lines, key=lambda one: (one.spent, lines[one][0].remaining, one.turn)):
             for job in lines[client]:
@@ -107,24 +107,26 @@ def _joins(line: list[Job], short: int) -> Job | None:
 
 
 class _Given:
-    """A step's prompt tokens, while they are given away. `stretch` more are there for a prompt that
-    ends with them."""
+    """A step's prompt tokens, while they are given away."""
 
-    def __init__(self, budget: int, stretch: int) -> None:
+    def __init__(self, budget: int, *, whole: bool) -> None:
         self.left = budget
         self.tokens: dict[Key, int] = {}
-        self._least = stretch
-        self._stretch = stretch
+        self._new: set[Key] = set()
+        self._least = budget // 2 if whole else 0
+        self._stretch = budget if whole else 0
 
     def give(self, job: Job, most: int) -> int:
-        """Give at most `most`, or all that is left of the prompt; return how many it got now."""
+        """Give at most `most`, or all of a new prompt; return how many it got now."""
         key = job.ticket.key
         had = self.tokens.get(key, 0)
         rest = job.remaining - had
         tokens = min(most, self.left, rest)
         if tokens < 1 or had + tokens < min(MIN_CHUNK, job.remaining):
             return 0
-        if tokens == self.left and tokens < rest <= tokens + self._stretch:
+        if job.fresh:
+            self._new.add(key)
+        if key in self._new and tokens == self.left and tokens < rest <= tokens + self._stretch:
             tokens, self._stretch = rest, 0
         elif tokens < rest and self.tokens.keys() - {key} and had + tokens < self._least:
             return 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from punie_model_host.engine_messages import Key
 from punie_model_host.jobs import AGEING, HEAD_PATIENCE, NEXT, QUANTUM, Phase, Ticket
-from punie_model_host.scheduler import ScheduleLimits
+from punie_model_host.scheduler import ScheduleLimits, Scheduler
 from punie_model_host.shares import MIN_CHUNK
 from punie_protocol.errors import Overloaded, PunieError, Retry
 from punie_protocol.messages.common import Priority
@@ -591,3 +591,30 @@ def test_hundreds_of_requests_of_many_clients_all_end(seed: int) -> None:
         keys.add(engine.add(f"c{number % 64}", prompt, output, background=chance.random() < 0.2))
     engine.finish(within=sum(row.prompt + row.output for row in engine.rows.values()))
     assert engine.finished.keys() == keys
+
+
+def whole_prompts(*prompts: int, rows: int = 0) -> dict[Key, int]:
+    """Return the first chunks of new prompts of so many tokens, of a client each, beside rows."""
+    limits = ScheduleLimits(step_tokens=200, solo_tokens=400, whole_prompts=True)
+    scheduler = Scheduler(limits, lambda _: True)
+    for n, tokens in enumerate([1] * rows + list(prompts)):
+        scheduler.add(Ticket(Key(1, n), f"c{n}", Priority.INTERACTIVE, tokens + 1, tokens + 9, 0.0))
+        if n < rows:
+            scheduler.plan(0.0)
+            scheduler.prefilled(Key(1, n), 1)
+    return dict(scheduler.plan(1.0).prefill)
+
+
+def test_a_new_prompt_is_not_cut_when_twice_the_budget_has_it() -> None:
+    assert list(whole_prompts(330, rows=4).values()) == [330]
+    assert sum(whole_prompts(450, rows=4).values()) <= 200
+
+
+def test_beside_a_chunk_none_comes_that_is_small_and_ends_nothing() -> None:
+    chunks = whole_prompts(263, 263, 263, rows=4)
+    assert list(chunks.values()) == [263]
+
+
+def test_while_more_prompts_wait_than_rows_decode_they_get_what_they_get_alone() -> None:
+    assert list(whole_prompts(263, 263, 263, rows=1).values()) == [263, 263]
+    assert sum(whole_prompts(2000, rows=1).values()) < 200
