@@ -2,6 +2,7 @@
 
 ``python -m benchmarks.cpu_compile --json``. Each variant is a fresh process, its folder for
 compiled kernels empty, with the embedded model; answers are sampled (temperature 0.7), 64 tokens.
+Then a decode step of 8 rows with 300 tokens each, of the dense model of `benchmarks.engine`.
 """
 
 import json
@@ -9,9 +10,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, engine_models
 
 CHILD = """
 import json, sys, time
@@ -35,31 +37,50 @@ for _ in range(4):
     start = time.perf_counter()
     tokens = list(stream_generate(model, tokenizer, "def", max_tokens=64, sampler=sampler))
     times.append((time.perf_counter() - start) * 1000 / len(tokens) * 64)
-print(json.dumps(times))
+from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.utils import load_model
+larger, _ = load_model(Path(sys.argv[2]))
+cache = [BatchKVCache([0] * 8) for _ in larger.layers]
+mx.eval(larger(mx.ones((8, 300), mx.int32), cache=cache))
+token, steps = mx.ones((8, 1), mx.int32), []
+for _ in range(60):
+    start = time.perf_counter()
+    token = mx.argmax(larger(token, cache=cache)[:, -1:], axis=-1)
+    mx.eval(token)
+    steps.append((time.perf_counter() - start) * 1000)
+print(json.dumps({"answers": times, "steps": steps}))
 """
 
 
 def main() -> None:
     """Measure and print."""
     options = common.arguments(__doc__, samples=3)
-    samples = {
-        variant: [_answers(variant) for _ in range(options.samples)] for variant in ("on", "off")
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "dense"
+        engine_models.write("dense", model)
+        samples = {
+            variant: [_measured(variant, model) for _ in range(options.samples)]
+            for variant in ("on", "off")
+        }
     result: dict[str, Any] = {"samples": samples}
     for variant, runs in samples.items():
-        result[f"first_answer_ms_{variant}"] = common.median([run[0] for run in runs])
+        result[f"first_answer_ms_{variant}"] = common.median([run["answers"][0] for run in runs])
         result[f"later_answers_ms_{variant}"] = common.median(
-            [ms for run in runs for ms in run[1:]]
+            [ms for run in runs for ms in run["answers"][1:]]
+        )
+        result[f"step_of_8_ms_{variant}"] = common.median(
+            [ms for run in runs for ms in run["steps"]]
         )
     common.finish(result, as_json=options.json)
 
 
-def _answers(variant: str) -> list[float]:
-    """Return the milliseconds of four answers of a fresh process, scaled to 64 tokens."""
+def _measured(variant: str, model: Path) -> dict[str, list[float]]:
+    """Return the milliseconds of four answers of a fresh process, scaled to 64 tokens, and of its
+    steps with the larger `model`."""
     with tempfile.TemporaryDirectory() as folder:
         environ = os.environ | {"TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, variant],
+            [sys.executable, "-c", CHILD, variant, str(model)],
             env=environ,
             capture_output=True,
             text=True,

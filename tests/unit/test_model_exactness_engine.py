@@ -93,8 +93,8 @@ def run(bench: EngineBench, course: list[tuple]) -> None:
                 for _ in range(number):
                     if bench.engine.has_work:
                         bench.step()
-            case "cancel", number:
-                bench.cancel(keys[number % len(keys)])
+            case "cancel", number if len(keys) > 1:  # the first is left: there is one to compare
+                bench.cancel(keys[1 + number % (len(keys) - 1)])
             case "squeeze", budget:
                 bench.squeeze(budget)
             case "more", number, sampling:
