@@ -43,7 +43,7 @@ def conditions() -> dict[str, Any]:
         "theirs": "python -m mlx_lm server with its defaults; the BLAS is preloaded",
         "weights": "float32; the embedded model's bfloat16, which ours computes in float32",
         "ours": "the daemon, its door; [engine] with its defaults, disk_mb = 0 where time is "
-        "measured, so that nothing is written while theirs has its turn; cpu_kernels = \"on\", "
+        'measured, so that nothing is written while theirs has its turn; cpu_kernels = "on", '
         "because theirs compiles its kernels at first use",
     }
 

@@ -40,7 +40,7 @@ class Row:
         """Copy what are slices of a batch's buffers, so that those can be written in place."""
         arrays = [self.token]
         for cache in self.caches:
-            if type(cache) is KVCache:
+            if type(cache) is KVCache and cache.keys is not None:  # else no token is in it
                 cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
                 arrays += [cache.keys, cache.values]
         mx.async_eval(arrays)

@@ -6,7 +6,7 @@ import resource
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
@@ -33,7 +33,7 @@ def _ignore(_resource: int, _limits: tuple[int, int], /) -> None:
 
 
 @contextmanager
-def own_descriptor_limit() -> Iterator[None]:
+def own_descriptor_limit() -> Generator[None]:
     """Import mlx-lm within: it sets the limit of open files to 4,096 for all of the process, lower
     than it may be, and cannot be imported where the limit is lower than that already."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -333,14 +333,14 @@ def test_no_descriptor_for_a_client_harms_nobody(models: Path, tmp_path: Path) -
     run_host(models, tmp_path, "brief", test)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="psutil reads limits on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 def test_the_limit_of_descriptors_stays_as_it_was(models: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = (512, before[1])
 
     async def test(host: RunningHost) -> None:
         assert (await host.state()).state is Load.READY
-        assert psutil.Process(host.process.pid).rlimit(psutil.RLIMIT_NOFILE) == wanted
+        assert resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE) == wanted
 
     resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
     try:

@@ -3,7 +3,7 @@ and counts who got what."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from punie_model_host.engine_messages import Key
 from punie_model_host.jobs import Ticket
@@ -28,7 +28,8 @@ class SimulatedEngine:
     """`memory` is the budget in tokens, a rectangle as the batch's is: rows times the longest."""
 
     def __init__(self, memory: int = 1_000_000, **limits: int) -> None:
-        self.limits = ScheduleLimits(**{"step_tokens": 64, "solo_tokens": 128, **limits})
+        small = ScheduleLimits(step_tokens=64, solo_tokens=128)
+        self.limits = replace(small, **limits)
         self.memory = memory
         self.scheduler = Scheduler(self.limits, self.fits)
         self.rows: dict[Key, Row] = {}

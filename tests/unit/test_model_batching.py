@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import KVCache
 
 from punie_model_host.batch import RaggedBatch, Row
 from punie_model_host.engine import Engine
@@ -22,6 +23,9 @@ from punie_model_host.engine_messages import (
     Submit,
     ToClient,
 )
+from punie_model_host.profile import SamplingProfile
+from punie_model_host.sampling import RowSampler
+from punie_model_host.sampling_plan import plan_sampling
 from punie_model_host.scheduler import Plan
 from punie_model_host.token_trie import MAX_SPAN
 from punie_protocol import errors
@@ -545,3 +549,10 @@ def test_a_model_with_other_caches_decodes_one_by_one_and_says_so(
     keys = [bench.submit(text) for text in ("aa", "bb", "aab")]
     bench.run()
     assert [bench.text(key) for key in keys] == [plain.text(key) for key in wanted]
+
+
+def test_a_row_without_tokens_can_be_parked() -> None:
+    sampler = RowSampler(plan_sampling(Sampling(), SamplingProfile(), 8), 8, (1,))
+    row = Row(key=Key(1, 1), caches=[KVCache()], length=0, token=mx.array([1]), sampler=sampler)
+    row.detach()
+    assert row.caches[0].keys is None

@@ -1,5 +1,5 @@
-"""When fused kernels are compiled for the CPU. What is compiled is left to the benchmark: a compiler
-need not be there."""
+"""When fused kernels are compiled for the CPU. What is compiled is left to the benchmark: there may
+be no compiler."""
 
 import tempfile
 from collections.abc import Iterator

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 from punie_model_host import model_switch

@@ -145,7 +145,7 @@ class TestSteps:
             {"step_tokens": 64, "solo_tokens": 32},
         ):
             with pytest.raises(ValueError, match="no step"):
-                ScheduleLimits(**limits)
+                ScheduleLimits(**limits)  # ty: ignore[invalid-argument-type]  (no bool here)
 
 
 class TestJoining:
