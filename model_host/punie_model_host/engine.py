@@ -393,18 +393,13 @@ class Engine:
         serving = self._serving
         if serving is None:
             return Gauges(kv=KVStatus())
-        per_client: dict[str, tuple[int, int]] = {}
-        for request in self._requests.values():
-            queued, running = per_client.get(request.client_id, (0, 0))
-            waits = request.phase is Phase.QUEUED
-            per_client[request.client_id] = (queued + waits, running + (not waits))
         return Gauges(
             queued=serving.scheduler.queued,
             prefilling=serving.scheduler.prefilling,
             running=serving.scheduler.decoding,
             batch=len(serving.batch),
             kv=serving.kv_status(self._requests.values()),
-            per_client=per_client,
+            per_client=serving.scheduler.per_client(),
         )
 
 

@@ -99,11 +99,11 @@ class Serving:
 
     def release(self, request: Request, *, intact: bool) -> None:
         """A request is over: keep its keys and values if they are `intact`, and forget it."""
+        caches, length = self.prompts.forget(request)  # whatever fails below, nobody plans it again
         self.batch.forget(request.key)
         row, request.row = request.row, None
         if request.key in self.batch:
             row = self.batch.leave(request.key)
-        caches, length = self.prompts.forget(request)
         if row is not None:
             caches, length = row.caches, row.length
         if intact and caches and length:

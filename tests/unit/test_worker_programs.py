@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,36 @@ def test_cancelled_while_it_starts_the_whole_group_ends(tmp_path: Path) -> None:
 
     asyncio.run(main())
     until(lambda: not sleeping_in(tmp_path))
+
+
+def test_a_pipe_held_by_a_process_that_left_the_group_is_closed_on_our_side(
+    tmp_path: Path,
+) -> None:
+    """`wait` of an asyncio process returns before its pipes are at their end."""
+    program = script(tmp_path / "bin" / "leaves", "setsid /bin/sleep 600 &\nwait")
+    kinds = programs.Kinds(missing="missing", failed="failed", output="output")
+    leaves = programs.Program(name="leaves", kinds=kinds, timeout=0.3, limit=1000)
+
+    async def main() -> None:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        before = open_descriptors()
+        try:
+            with pytest.raises(PunieError, match="longer than"):
+                await programs.run(leaves, [str(program)], folder)
+            assert open_descriptors() == before
+        finally:
+            os.close(folder)
+
+    try:
+        asyncio.run(main())
+        assert sleeping_in(tmp_path)
+    finally:
+        for pid in sleeping_in(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+
+
+def open_descriptors() -> set[str]:
+    return {entry.name for entry in Path("/dev/fd").iterdir()}
 
 
 def sleeping_in(folder: Path) -> list[int]:

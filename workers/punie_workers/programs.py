@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -176,8 +176,7 @@ async def _started(
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if task.exception() is None:
-            kill(task.result())
-            await task.result().wait()
+            await _over(task.result())
         raise
 
 
@@ -236,11 +235,19 @@ def late(program: Program) -> PunieError:
 
 async def end(process: asyncio.subprocess.Process) -> None:
     """Leave nothing of the group behind; a killed leader is reaped at once."""
-    kill(process)
     try:
-        await process.wait()
+        await _over(process)
     finally:
         children.remove(process.pid)
+
+
+async def _over(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the group, reap its leader and close our ends of its pipes. `wait` does
+    not wait for those: what left the group may hold the others for ever."""
+    kill(process)
+    await process.wait()
+    cast(Any, process)._transport.close()  # there is no public way
+    await asyncio.sleep(0)  # a pipe is closed by a callback
 
 
 def kill(process: asyncio.subprocess.Process) -> None:

@@ -2,17 +2,10 @@
 
 from typing import Protocol
 
+from punie_model_host.desk import Sink
 from punie_protocol.engine import EngineStatus
 from punie_protocol.messages.common import ModelInfo
-from punie_protocol.messages.to_model_client import ToModelClient
 from punie_protocol.messages.to_model_host import Generate
-
-
-class Sink(Protocol):
-    """Where a client's messages go. `send` never blocks; it raises `LinkClosed` when nobody reads
-    any more."""
-
-    def send(self, message: ToModelClient) -> None: ...
 
 
 class Desk(Protocol):
