@@ -1,4 +1,5 @@
-"""Our engine against ``mlx_lm.server``: tokens a second, waits, caches, fairness.
+"""Our engine against ``mlx_lm.server``: tokens a second, waits, caches, fairness; and what drafts
+bring it. What each figure is: ``docs/reference/benchmarks.md``.
 
 ``python -m benchmarks.engine --json [--rounds N] [--only NAME,...] [--quick] [--profile]``. Both
 serve the same models, made here of random fp32 weights, over HTTP to the same client. In each
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from punie_model_host import folder as model_folder
 
 IDLE_BEFORE_KILL: Final = 15.0
 """Seconds without a request before the model host is killed: what it wrote until then is there."""
-_PROGRAM: Final = 600.0
+_PROGRAM: Final = 1_200.0
 """Seconds a program of its own may take."""
 _FAULTS: Final = (RuntimeError, OSError, subprocess.SubprocessError, psutil.Error)
 """What a part that cannot be measured fails with; the others are measured all the same."""
@@ -105,21 +106,71 @@ class Bench:
             await self._compare("embedded", plan.embedded())
         if "fuzz" in only:
             self._fuzz()
+        if "server_draft" in only:
+            await self._server_draft()
+        self._programs(only)
 
-    async def _compare(self, model: str, works: dict[str, plan.Work]) -> None:
-        """Ask theirs, then ours, and again in every round. Nothing is written to disk by ours
+    def _programs(self, only: list[str]) -> None:
+        """Measure what needs no server."""
+        if "speculation" in only:
+            quick = ["--quick"] if self.size is plan.QUICK else []
+            rounds = str(min(self.rounds, self.size.edits))
+            folder = str(self._model("code"))
+            self._program(
+                "speculation", "benchmarks.engine_speculation", folder, "--rounds", rounds, *quick
+            )
+        if "drafts" in only:
+            models = [str(self._model(kind)) for kind in ("drafted", "draft")]
+            for _ in range(min(self.rounds, plan.FEWER["drafts"])):
+                for count in plan.DRAFT_K:
+                    name = f"drafts/{count}"
+                    self._program(name, "benchmarks.engine_drafts", *models, str(count))
+        if "toolcalls" in only:
+            self._program("toolcalls", "benchmarks.toolcall_repair")
+        if "quantized" in only:
+            self._program("quantized", "benchmarks.engine_quantized", str(self._model("dense")))
+
+    async def _server_draft(self) -> None:
+        """The same with the same draft model beside the model. Theirs computes one request at a
+        time then, which is how it is seen that it has one."""
+        draft, count = str(self._model("draft")), plan.SERVER_DRAFT_K
+        await self._compare(
+            "drafted",
+            plan.drafted(),
+            theirs=("--draft-model", draft, "--num-draft-tokens", str(count)),
+            ours=(f"draft_model = {json.dumps(draft)}", f"num_draft_tokens = {count}"),
+            check=_has_draft,
+        )
+        for sample in self.raw["server_draft/8"]["theirs"]:
+            if sample["at_once"] > 1:
+                fault = f"theirs answered {sample['at_once']} at once: it runs without its draft"
+                self._fail("server_draft", RuntimeError(fault))
+
+    async def _compare(
+        self,
+        model: str,
+        works: dict[str, plan.Work],
+        *,
+        theirs: Sequence[str] = (),
+        ours: Sequence[str] = (),
+        check: Callable[[Ours], None] = lambda _: None,
+    ) -> None:
+        """Ask theirs, then ours, and again in every round; with options of theirs and lines of
+        ``[engine]`` of ours, which `check` may find wanting. Nothing is written to disk by ours
         while theirs is measured: it has no second tier here."""
         folder = self._model(model)
-        theirs = Peer(folder, self.scratch / f"t-{model}")
-        ours = Ours(folder, self.scratch / f"o-{model}", ["disk_mb = 0"])
-        async with self._guarded(model), running(theirs, ours):
-            for side in (theirs, ours):
+        peer = Peer(folder, self.scratch / f"t-{model}", *theirs)
+        daemon = Ours(folder, self.scratch / f"o-{model}", ["disk_mb = 0", *ours])
+        sides = (peer, daemon)
+        async with self._guarded(model), running(*sides):
+            check(daemon)
+            for side in sides:
                 await self._one("warm-up", side, plan.warm_up, "warm-up")
             for number in range(self.rounds):
                 for name, work in works.items():
                     if number >= plan.FEWER.get(name.split("/")[0], self.rounds):
                         continue
-                    for side in (theirs, ours):
+                    for side in sides:
                         await self._one(name, side, work, f"{model}-{name}-{number}")
         self.raw.pop("warm-up", None)
 
@@ -205,6 +256,13 @@ class Bench:
         causes = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         self.failed[what] = "; ".join(f"{type(one).__name__}: {one}"[:1500] for one in causes)
         _say(f"{what}: {self.failed[what]}")
+
+
+def _has_draft(ours: Ours) -> None:
+    """Raise `RuntimeError` when our engine runs without its draft model."""
+    present = ours.status()["engine"]["draft_model"]
+    if not present["name"]:
+        raise RuntimeError(f"ours runs without its draft model: {present['error']}")
 
 
 def _say(text: str) -> None:

@@ -69,6 +69,12 @@ def fairness(words: Mapping[str, int]) -> float:
     return round(min(words.values()) / (sum(words.values()) / len(words)), 3)
 
 
+def most_at_once(spans: Sequence[tuple[float, float]]) -> int:
+    """Return how many of the spans from start to end overlap at most."""
+    changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    return max(itertools.accumulate(change for _, change in changes), default=0)
+
+
 @dataclass
 class Ceiling:
     """How much of a prompt a perfect cache has: the longest prefix it shares with anything sent or

@@ -49,7 +49,14 @@ from punie_protocol.messages.to_model_host import (
     Ping,
     Welcome,
 )
-from punie_protocol.messages.to_supervisor import Load, ModelState, Pong, Ready, ToSupervisor
+from punie_protocol.messages.to_supervisor import (
+    EngineReport,
+    Load,
+    ModelState,
+    Pong,
+    Ready,
+    ToSupervisor,
+)
 from tests.support.tiny_model import make_tiny_model
 
 LANES: Final = 8
@@ -384,7 +391,7 @@ async def _ready(control: FrameLink[ToSupervisor]) -> None:
         match await control.receive():
             case ModelState(state=Load.READY):
                 return
-            case Ready() | ModelState(state=Load.LOADING):
+            case Ready() | EngineReport() | ModelState(state=Load.LOADING):
                 continue
             case message:
                 raise Broken(f"the host does not start: {message}")

@@ -21,31 +21,42 @@ NAMES: Final = (
     "moe",
     "embedded",
     "fuzz",
+    "speculation",
+    "drafts",
+    "server_draft",
+    "toolcalls",
+    "quantized",
 )
-FEWER: Final = {"fairness": 2, "moe": 3, "embedded": 3}
+FEWER: Final = {"fairness": 2, "moe": 3, "embedded": 3, "server_draft": 2, "drafts": 1}
 """Workloads that get no more rounds than that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is measured: `requests` of each client, `joins` a round, `fair_s` seconds, `fuzz`
-    requests."""
+    requests, `edits` rounds of speculation."""
 
     rounds: int
     requests: int
     joins: int
     fair_s: float
     fuzz: int
+    edits: int
     lengths: workloads.Lengths = field(default_factory=workloads.Lengths)
 
 
-FULL: Final = Size(rounds=5, requests=3, joins=12, fair_s=25.0, fuzz=10_000)
+FULL: Final = Size(rounds=5, requests=3, joins=12, fair_s=25.0, fuzz=10_000, edits=2)
+DRAFT_K: Final = (0, 2, 3, 5)
+"""Tokens of a draft that are tried."""
+SERVER_DRAFT_K: Final = 3
+"""Of both servers, and the default of ``mlx_lm.server``."""
 QUICK: Final = Size(
     rounds=1,
     requests=1,
     joins=6,
     fair_s=10.0,
     fuzz=300,
+    edits=1,
     lengths=workloads.Lengths(conversations=4, turns=3, answer=12),
 )
 
@@ -74,6 +85,12 @@ def embedded() -> dict[str, Work]:
     """Return the same of a model that ends its answers when it likes."""
     work = partial(workloads.throughput, requests=4, prompt=48, answer=128)
     return {f"embedded/{clients}": partial(work, clients=clients) for clients in (1, 8)}
+
+
+def drafted() -> dict[str, Work]:
+    """Return what is asked of models with a draft model beside them."""
+    work = partial(workloads.throughput, clients=8, requests=1, prompt=64, answer=96)
+    return {"server_draft/8": work}
 
 
 async def warm_up(server: Server, seed: str) -> workloads.Sample:

@@ -14,12 +14,13 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.engine_text import Words
 from punie_model_host import blas
-from punie_protocol.engine import EngineSettings
+from punie_protocol.engine import DraftCounts, EngineSettings
 from punie_protocol.messages.common import Priority
 from punie_protocol.messages.to_model_host import Generate, Sampling, UserMessage
 
@@ -36,10 +37,11 @@ _PARTS: Final = {
     "building the forward pass": ("qwen3.py", "qwen3_moe.py", "base.py", "ragged.py", "switch"),
     "rows of the batch": ("batch.py",),
     "sampling": ("sampling.py", "sampling_plan.py"),
+    "drafting": ("ngram.py", "speculation.py", "step_costs.py", "ledger.py", "draft_model.py"),
     "scheduling": ("scheduler.py", "shares.py", "jobs.py", "admission.py", "memory.py"),
     "caches": ("prefix_cache.py", "token_trie.py", "resident.py", "kv_tier.py", "serving.py"),
     "reading requests": ("prepare.py", "chat.py", "quoting.py"),
-    "writing answers": ("request.py", "output.py", "stops.py", "toolcalls.py", "hermes.py"),
+    "writing answers": ("request.py", "output.py", "stops.py", "toolcalls.py", "tag_reader.py"),
     "figures": ("metrics.py",),
     "engine": ("engine.py", "engine_messages.py"),
 }
@@ -57,26 +59,36 @@ def main() -> None:
 
 
 class Run:
-    """An engine with a model."""
+    """An engine with a model. All times are `clock`'s. `texts` are the answers since it was set to
+    an empty list."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         from punie_model_host.engine import Engine
         from punie_model_host.engine_messages import LoadCommand
 
         self.emitted = 0
         self.tokens = 0
-        settings = EngineSettings(disk_mb=0)
-        self.engine = Engine(folder.parent, settings, self._emit)
+        self.texts: list[list[str]] = []
+        self._clock = clock
+        settings = settings or EngineSettings(disk_mb=0)
+        self.engine = Engine(folder.parent, settings, self._emit, clock=clock)
         self.engine.handle(LoadCommand(1, str(folder)))
         while self.engine.has_work:
             self.engine.step()
 
     def _emit(self, emission: object) -> None:
         from punie_model_host.engine_messages import ToClient
-        from punie_protocol.messages.to_model_client import Failed, Finished
+        from punie_protocol.messages.to_model_client import Failed, Finished, TextDelta
 
         self.emitted += 1
         match emission:
+            case ToClient(_, TextDelta(text=text)) if self.texts:
+                self.texts[-1].append(text)
             case ToClient(_, Failed(error=error)):
                 raise RuntimeError(f"a request failed: {error}")
             case ToClient(_, Finished(usage=usage)):
@@ -87,16 +99,22 @@ class Run:
         from punie_model_host.engine_messages import Key, Submit
 
         words = Words(seed)
+        self.texts.append([])
         for number in range(clients):
             key = Key(1, number)
             request = _request(number, words.text(PROMPT))
-            self.engine.handle(Submit(key, request, time.perf_counter()))
+            self.engine.handle(Submit(key, request, self._clock()))
         steps = []
         while self.engine.has_work:
-            start = time.perf_counter()
+            start = self._clock()
             self.engine.step()
-            steps.append(time.perf_counter() - start)
+            steps.append(self._clock() - start)
         return steps
+
+    def drafts(self, source: str = "draft") -> DraftCounts:
+        """Return what became of the drafts of a source so far."""
+        status = self.engine._metrics.snapshot(self.engine._gauges())
+        return status.drafts.get(source, DraftCounts())
 
 
 def _request(number: int, text: str) -> Generate:
@@ -122,7 +140,6 @@ def measure(run: Run, clients: int) -> dict[str, Any]:
     profiler.enable()
     profiled = run.answer(clients, f"profiled-{clients}")
     profiler.disable()
-    times = _own_times(profiler)
     decode = sorted(steps)[: len(steps) * 3 // 4]  # but the steps that prefill
     return {
         "steps": len(steps),
@@ -130,8 +147,16 @@ def measure(run: Run, clients: int) -> dict[str, Any]:
         "step_ms_p50": round(statistics.median(steps) * 1000, 3),
         "decode_step_ms_p50": round(statistics.median(decode) * 1000, 3),
         "profiled_over_plain": round(sum(profiled) / sum(steps), 3),
-        "parts_ms_a_step": _parts(times, len(profiled)),
-        "functions_ms_a_step": _costliest(times, len(profiled)),
+        **shares(profiler, len(profiled)),
+    }
+
+
+def shares(profiler: cProfile.Profile, steps: int) -> dict[str, Any]:
+    """Return the milliseconds of `steps` that parts of the engine and functions took."""
+    times = _own_times(profiler)
+    return {
+        "parts_ms_a_step": _parts(times, steps),
+        "functions_ms_a_step": _costliest(times, steps),
     }
 
 

@@ -10,7 +10,7 @@ type Raw = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Samples by workload and side."""
 
 SIDES: Final = ("ours", "theirs")
-_STREAMS: Final = ("throughput/", "moe/", "embedded/")
+_STREAMS: Final = ("throughput/", "moe/", "embedded/", "server_draft/")
 """The workloads that count tokens a second."""
 
 
@@ -31,6 +31,12 @@ def of(raw: Raw) -> dict[str, Any]:
         "tok_s_ratio_8_moe": _tok_s_ratio(raw, "moe/8"),
         "tok_s_ratio_1_embedded": _tok_s_ratio(raw, "embedded/1"),
         "tok_s_ratio_8_embedded": _tok_s_ratio(raw, "embedded/8"),
+        **_speculation(raw),
+        **_drafts(raw),
+        "server_draft_ratio_8": _tok_s_ratio(raw, "server_draft/8"),
+        "toolcall_repair_share": _median(raw, "toolcalls", "ours", "share"),
+        "toolcall_repair_entries": _median(raw, "toolcalls", "ours", "total"),
+        "quantized": next(iter(raw.get("quantized", {}).get("ours", [])), None),
         "tok_s": _absolute(raw),
         "tok_cpu_s_ratio": _by_cpu(raw),
         "client_cpu_share": _client(raw),
@@ -112,6 +118,75 @@ def _scaling(raw: Raw) -> dict[str, Any]:
         found[f"decode_tok_s_16{end}"] = figures.rounded(figures.middle(many))
     found["batch_scaling_16_raw_forward"] = _median(raw, "raw", "ours", "scaling")
     return found
+
+
+def speedups(rounds: Sequence[Mapping[str, Any]], key: str = "tok_s") -> dict[str, float]:
+    """Return how many times as many tokens a second each workload gets with drafts: the median over
+    the rounds of what both sides took of the same answers."""
+    ratios: dict[str, list[float]] = {}
+    for one in rounds:
+        for name, sides in one.items():
+            ratios.setdefault(name, []).append(sides["ngram"][key] / sides["off"][key])
+    return {name: statistics.median(found) for name, found in ratios.items()}
+
+
+def acceptance(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the share of draft tokens that were right, by workload."""
+    counts: dict[str, list[int]] = {}
+    for one in rounds:
+        for name, sides in one.items():
+            of = counts.setdefault(name, [0, 0])
+            for drafts in sides["ngram"]["drafts"].values():
+                of[0] += drafts["accepted"]
+                of[1] += drafts["proposed"]
+    return {name: figures.rounded(a / b) if b else None for name, (a, b) in counts.items()}
+
+
+_SPEEDUPS: Final = ("rewrite", "str_replace")
+
+
+def _speculation(raw: Raw) -> dict[str, Any]:
+    rounds = [
+        one for sample in raw.get("speculation", {}).get("ours", []) for one in sample["rounds"]
+    ]
+    found, whole = speedups(rounds), speedups(rounds, "whole_tok_s")
+    slow = {name: 1 / ratio for name, ratio in found.items() if name.startswith("nomatch")}
+    named = {
+        f"{kind}_speedup_{batch}{end}": figures.rounded(of.get(f"{kind}_{batch}"))
+        for kind in _SPEEDUPS
+        for batch in (1, 4)
+        for of, end in ((found, ""), (whole, "_whole"))
+    }
+    return {
+        **named,
+        "nomatch_slowdown": figures.rounded(max(slow.values(), default=None)),
+        "nomatch_slowdowns": {name: figures.rounded(value) for name, value in slow.items()},
+        "speedups": {name: figures.rounded(ratio) for name, ratio in found.items()},
+        "acceptance": acceptance(rounds),
+        "tokens_a_step": {
+            name: figures.middle(
+                [one[name]["ngram"]["tokens_a_step"] for one in rounds if name in one]
+            )
+            for name in found
+        },
+    }
+
+
+def _drafts(raw: Raw) -> dict[str, Any]:
+    """The sweep over the length of a draft, and whether every length gave the same answers."""
+    names = sorted(name for name in raw if name.startswith("drafts/"))
+    keys = ("tok_s", "acceptance", "mlx_peak_mb", "process_peak_mb")
+    sweep = {
+        name.removeprefix("drafts/"): {
+            key: figures.rounded(
+                figures.middle([one for one in _values(raw, name, "ours", key) if one is not None])
+            )
+            for key in keys
+        }
+        for name in names
+    }
+    answers = {str(one) for name in names for one in _values(raw, name, "ours", "answers")}
+    return {"draft_k": sweep, "draft_answers_differ": len(answers) > 1}
 
 
 def _absolute(raw: Raw) -> dict[str, Any]:

@@ -26,6 +26,8 @@ _SPECIAL: Final = (PAD, "<|im_start|>", END, UNKNOWN)
 _BARE: Final = ("system", "user", "assistant", "\u010a")
 """What stands without a space before it; the last is a line feed, as byte-level tokenizers write
 it."""
+FIRST_WORD: Final = len(_SPECIAL) + len(_BARE)
+"""The number of the first token that is a word."""
 TEMPLATE: Final = """\
 {%- for message in messages %}<|im_start|>{{ message.role }}
 {{ ' ' ~ (message.content | trim) }}<|im_end|>

@@ -45,6 +45,7 @@ async def throughput(
         "ttft_s": [got.ttft for got in answers if got.marks],
         "gap_s_p50": figures.middle(gaps),
         "client_cpu_share": cpu / wall,
+        "at_once": figures.most_at_once([(got.first, got.last) for got in answers if got.marks]),
     }
 
 

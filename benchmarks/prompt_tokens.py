@@ -1,22 +1,17 @@
 """How many tokens a model is told before the first prompt, counted as Qwen3-Coder counts them.
 
-Nothing is downloaded and no model is needed: the vocabulary of the Qwen tokenizers is a file of the
-dashscope package (resources/qwen.tiktoken: base64 token, rank), the chat template is that of
-Qwen3-Coder, which the embedded model has too.
+Nothing is downloaded and no model is needed: see `benchmarks.code_tokens`; the chat template is
+that of Qwen3-Coder, which the embedded model has too.
 """
 
 import argparse
-import base64
-import itertools
 import json
-from functools import cache
 from importlib import resources
-from importlib.metadata import distribution
-from pathlib import Path
 
 import regex
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from benchmarks.code_tokens import tokens
 from punie_protocol.messages.common import ModelInfo, PromptStyle
 from punie_protocol.messages.to_model_host import ToolSchema
 from punie_workers.prompts import CORE, Instructions, ProjectParts, instructions, stub_part
@@ -32,11 +27,6 @@ QWEN3_CODER = ModelInfo(
 )
 _CONTROLS = regex.compile(r"<\|im_(?:start|end)\|>|</?tool_(?:call|response)>")
 """Tokens of the template that the vocabulary file lacks: added ones, one each."""
-_PIECES = regex.compile(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Qwen's pre-tokenizer, as in its tokenizer.json."""
 
 
 def prompt_tokens_full() -> int:
@@ -60,32 +50,8 @@ def parts() -> dict[str, int]:
 
 def count(text: str) -> int:
     """Return the tokens of `text`, those of the template recognised."""
-    plain = sum(map(_plain, _CONTROLS.split(text)))
+    plain = sum(1 for part in _CONTROLS.split(text) for _ in tokens(part))
     return plain + len(_CONTROLS.findall(text))
-
-
-def _plain(text: str) -> int:
-    return sum(_merged(match.group().encode()) for match in _PIECES.finditer(text))
-
-
-def _merged(piece: bytes) -> int:
-    """Return how many tokens byte-pair encoding makes of `piece`."""
-    ranks, tokens = _ranks(), [piece[at : at + 1] for at in range(len(piece))]
-    while len(tokens) > 1:
-        pairs = [ranks.get(left + right) for left, right in itertools.pairwise(tokens)]
-        best = min((rank for rank in pairs if rank is not None), default=None)
-        if best is None:
-            break
-        at = pairs.index(best)
-        tokens[at : at + 2] = [tokens[at] + tokens[at + 1]]
-    return len(tokens)
-
-
-@cache
-def _ranks() -> dict[bytes, int]:
-    file = distribution("dashscope").locate_file("dashscope/resources/qwen.tiktoken")
-    pairs = (line.split() for line in Path(str(file)).read_bytes().splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
 def _render(told: Instructions) -> str:
@@ -111,8 +77,8 @@ def main() -> None:
     if parser.parse_args().json:
         print(json.dumps({"prompt_tokens_full": prompt_tokens_full(), "parts": parts()}))
         return
-    for name, tokens in parts().items():
-        print(f"{name:10}{tokens:6}")
+    for name, size in parts().items():
+        print(f"{name:10}{size:6}")
     print(f"{'all':10}{prompt_tokens_full():6}")
 
 

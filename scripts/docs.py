@@ -115,6 +115,7 @@ EXTENSIONS = (
     (client.PERF, "client → daemon", "request", client.PerfQuery, client.PerfReport),
     (client.PROMPT, "client → daemon", "request", client.PromptQuery, client.PromptReport),
     (client.SERVE, "client → daemon", "request", client.Serve, engine.DoorStatus),
+    (client.USE, "client → daemon", "request", client.Use, client.UseReport),
     (client.SHUTDOWN, "client → daemon", "request", None, None),
 )
 

@@ -27,10 +27,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A call that cannot be repaired: why, and how it began. Nothing comes after it."""
+    """A call that cannot be repaired: why, and how it began. Nothing comes after it. `is_cut` says
+    that nothing is wrong with it but that the answer's limit of tokens ended it."""
 
     reason: str
     start: str
+    is_cut: bool = False
 
 
 type Piece = Text | Thinking | Call | Malformed

@@ -7,16 +7,27 @@ whose caches cannot be ragged, a forward for each. Both belong to the engine's t
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from punie_model_host.engine_messages import Key
-from punie_model_host.ragged import Frame, LayerKV, RaggedKVCache, blocks, sequence_cache
-from punie_model_host.sampling import RowSampler, Sampled, sample
+from punie_model_host.kv_arrays import LayerKV
+from punie_model_host.profile import KVQuantization
+from punie_model_host.ragged import Frame, blocks, ragged_cache
+from punie_model_host.sampling import (
+    UNSOUND,
+    Place,
+    RowError,
+    RowSampler,
+    Sampled,
+    look_ahead,
+    sample,
+)
+from punie_model_host.sequences import cache_of, detach, new_caches, span_of
 
 type LayerCaches = list[Any]
 """mlx-lm's cache objects of one sequence, one a layer; duck-typed there, without a common base."""
@@ -40,9 +51,7 @@ class Row:
         """Copy what are slices of a batch's buffers, so that those can be written in place."""
         arrays = [self.token]
         for cache in self.caches:
-            if type(cache) is KVCache and cache.keys is not None:  # else no token is in it
-                cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
-                arrays += [cache.keys, cache.values]
+            arrays += detach(cache)
         mx.async_eval(arrays)
 
 
@@ -66,8 +75,9 @@ class Flight:
 class Batch(ABC):
     """Rows by key, in an order of their own."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, quantization: KVQuantization | None) -> None:
         self._model = model
+        self._quantization = quantization
         self.keys: list[Key] = []
         self._samplers: list[RowSampler] = []
         self._flights: deque[Flight] = deque()
@@ -82,6 +92,10 @@ class Batch(ABC):
     def in_flight(self) -> int:
         """Steps that were dispatched and not read."""
         return len(self._flights)
+
+    def new_caches(self) -> LayerCaches:
+        """Return the caches of a row that begins."""
+        return new_caches(self._model, self._quantization)
 
     @abstractmethod
     def join(self, row: Row) -> None:
@@ -114,6 +128,14 @@ class Batch(ABC):
         self._advance(sampled.tokens)
         self._flights.append(Flight(tuple(self.keys), sampled))
 
+    def verify(self, drafts: Mapping[Key, Sequence[int]]) -> dict[Key, list[int]]:
+        """Compute what follows the input of every row, and what follows each token of its draft;
+        wait, and return the next tokens of each row: its draft as far as that is what is sampled,
+        and one more; `UNSOUND` is the last of a row that cannot go on. No step may be under way.
+        Raises `RowError` when one row's sampling fails: nothing has changed then. Raises
+        `ValueError` for rows that take no drafts."""
+        raise ValueError(f"{type(self).__name__} takes no drafts")
+
     def read(self, *, ahead: int = 0) -> list[tuple[Key, int]]:
         """Wait for dispatched steps, oldest first, but for the last `ahead`; return their tokens,
         `UNSOUND` for a row that cannot go on. Rows that have left since are among them."""
@@ -136,10 +158,10 @@ class Batch(ABC):
 class RaggedBatch(Batch):
     """Rows in one right-ragged cache of `layers` layers."""
 
-    def __init__(self, model: Any, layers: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, layers: int, quantization: KVQuantization | None = None) -> None:
+        super().__init__(model, quantization)
         self._frame = Frame()
-        self._layers = [RaggedKVCache(self._frame) for _ in range(layers)]
+        self._layers = [ragged_cache(self._frame, quantization) for _ in range(layers)]
         self._lengths: list[int] = []
         self._inputs: mx.array | None = None
 
@@ -159,15 +181,19 @@ class RaggedBatch(Batch):
     def _write(self, row: Row) -> None:
         place, longest = len(self.keys), max([row.length, *self._lengths])
         for layer, cache in zip(self._layers, row.caches, strict=True):
-            keys, values = cache.keys[..., : row.length, :], cache.values[..., : row.length, :]
-            layer.reserve(place + 1, longest + 1, keys, values)
-            layer.put(place, keys, values)
+            arrays = span_of(cache, 0, row.length)
+            layer.reserve(place + 1, longest + 1, arrays)
+            layer.put(place, arrays)
 
     def read_row(self, key: Key, start: int, stop: int) -> list[LayerKV]:
         """Return keys and values of tokens of a row, as slices. Raises `ValueError` when it is not
         there."""
         place = self.keys.index(key)
         return [layer.take(place, start, stop) for layer in self._layers]
+
+    def caches_of(self, layers: Sequence[LayerKV]) -> LayerCaches:
+        """Return caches of a row that hold these arrays, one a layer."""
+        return [cache_of(layer, self._quantization) for layer in layers]
 
     def leave(self, key: Key) -> Row:
         place = self.keys.index(key)
@@ -187,7 +213,7 @@ class RaggedBatch(Batch):
         parts = [layer.take(place, 0, length) for layer in self._layers] if length else []
         return Row(
             key=self.keys[place],
-            caches=[sequence_cache(*part) for part in parts],
+            caches=self.caches_of(parts),
             length=length,
             token=self._inputs[place : place + 1],
             sampler=self._samplers[place],
@@ -202,18 +228,75 @@ class RaggedBatch(Batch):
         self._shrink()
 
     def _shrink(self) -> None:
-        buffer = self._layers[0].keys
-        if buffer is None:
+        has_rows, has_tokens = self._layers[0].room
+        if not has_rows:
             return
         rows, tokens = len(self.keys), blocks(max(self._lengths, default=0) + 1)
-        if not rows or buffer.shape[0] >= _SPARE * rows or buffer.shape[2] >= _SPARE * tokens:
+        if not rows or has_rows >= _SPARE * rows or has_tokens >= _SPARE * tokens:
             for layer in self._layers:
-                layer.shrink(rows, min(tokens, buffer.shape[2]))
+                layer.shrink(rows, min(tokens, has_tokens))
 
     def forward(self) -> mx.array:
         assert self._inputs is not None
         self._frame.set(self._lengths)
         return self._model(self._inputs[:, None], cache=self._layers)[:, -1, :]
+
+    def verify(self, drafts: Mapping[Key, Sequence[int]]) -> dict[Key, list[int]]:
+        shown = [tuple(drafts.get(key, ())) for key in self.keys]
+        said = self._said(shown)
+        if misled := [n for n, row in enumerate(shown) if row and UNSOUND in said[n]]:
+            self._clear_behind(misled)
+            shown = [() if n in misled else row for n, row in enumerate(shown)]
+            said = self._said(shown)
+        rows = zip(self.keys, shown, said, strict=True)
+        taken = {key: its[: _agreed(row, its) + 1] for key, row, its in rows}
+        self._accept(taken)
+        return taken
+
+    def _said(self, shown: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Wait for what comes after the input and after each draft token of each row."""
+        tokens = iter(self._look_ahead(shown).read())
+        return [list(islice(tokens, len(row) + 1)) for row in shown]
+
+    def _clear_behind(self, places: Sequence[int]) -> None:
+        """Forget what is behind rows whose drafts may be no numbers to the model. Nothing times NaN
+        is NaN: tokens before a draft do not look at it, and yet they are none then."""
+        for place in places:
+            for layer in self._layers:
+                layer.clear(place, self._lengths[place])
+
+    def _look_ahead(self, shown: Sequence[tuple[int, ...]]) -> Sampled:
+        """Return what is sampled after the input and after each draft token of each row."""
+        assert self._inputs is not None
+        width = 1 + max(map(len, shown))
+        drafts = [[0, *row, *[0] * (width - 1 - len(row))] for row in shown]
+        drafted = [[0 < place <= len(row) for place in range(width)] for row in shown]
+        # Shorter ones are filled up with the row's input: another token may have no numbers.
+        inputs = mx.where(
+            mx.array(drafted), mx.array(drafts, dtype=mx.uint32), self._inputs[:, None]
+        )
+        self._frame.set(self._lengths)
+        logits = self._model(inputs, cache=self._layers)
+        at = [n * width + place for n, row in enumerate(shown) for place in range(len(row) + 1)]
+        places = [
+            Place(sampler, row[:place])
+            for sampler, row in zip(self._samplers, shown, strict=True)
+            for place in range(len(row) + 1)
+        ]
+        try:
+            return look_ahead(logits.reshape(-1, logits.shape[-1])[mx.array(at)], places)
+        except RowError as error:
+            raise RowError(at[error.index] // width, error.cause) from error
+
+    def _accept(self, taken: Mapping[Key, Sequence[int]]) -> None:
+        """Each row has its input and all of `taken` but the last, which is its next input."""
+        lasts: list[int] = []
+        for place, (key, sampler) in enumerate(zip(self.keys, self._samplers, strict=True)):
+            tokens = [max(0, token) for token in taken[key]]  # `UNSOUND` is nothing to go on with
+            sampler.take(tokens)
+            self._lengths[place] += len(tokens)
+            lasts.append(tokens[-1])
+        self._inputs = mx.array(lasts, dtype=mx.uint32)
 
     def _advance(self, tokens: mx.array) -> None:
         self._inputs = tokens
@@ -227,11 +310,17 @@ class RaggedBatch(Batch):
             layer.shrink(0, 0)
 
 
+def _agreed(draft: Sequence[int], said: Sequence[int]) -> int:
+    """Return how many tokens of a draft are what was said in their place."""
+    pairs = enumerate(zip(draft, said, strict=False))
+    return next((n for n, (ours, its) in pairs if ours != its), len(draft))
+
+
 class SoloBatch(Batch):
     """Rows that are computed one after the other, each with its model's own caches."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, quantization: KVQuantization | None = None) -> None:
+        super().__init__(model, quantization)
         self._rows: list[Row] = []
         self._logits: dict[Key, mx.array] = {}
 

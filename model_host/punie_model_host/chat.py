@@ -22,12 +22,19 @@ from punie_protocol.messages.to_model_host import (
     UserMessage,
 )
 
-_THINK: Final = "<think>"
+_THINK: Final = (
+    "<think>",
+    "<longcat_think>",
+    "<|think:start|>",
+    "<|channel>thought",
+    "<|open|>think<|sep|>",
+    "[THINK]",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens to answer; `thinking` says that they end inside ``<think>``."""
+    """Tokens to answer; `thinking` says that they end inside the thinking."""
 
     tokens: list[int]
     thinking: bool

@@ -8,6 +8,7 @@ after a quiet time. For the engine's thread.
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,7 @@ class Compilation:
         self._mode = Kernels.OFF if can_run_metal() or shutil.which("g++") is None else mode
         self._marker = Path(tempfile.gettempdir()) / f"kernels-{version('mlx')}"
         self._tried = True
+        self._on = False
         self._quiet_since: float | None = None
 
     @property
@@ -39,33 +41,40 @@ class Compilation:
         """Whether there is something to compile in a quiet moment."""
         return self._mode is Kernels.AUTO and not self._tried
 
-    def loaded(self, model: Any) -> None:
-        """`model` was loaded: compute it with kernels that are there, or have to be."""
+    def loaded(self, models: Sequence[Any]) -> None:
+        """`models` were loaded: compute them with kernels that are there, or have to be."""
         self._tried = False
         if self._mode is Kernels.ON or (self._mode is Kernels.AUTO and self._marker.exists()):
-            self._compile(model)
+            self._compile(models)
+
+    def resume(self) -> None:
+        """A load is over, which may have failed: use kernels as before."""
+        if self._on:
+            mx.enable_compile()
 
     def work(self) -> None:
         """There is something else to do now."""
         self._quiet_since = None
 
-    def chore(self, model: Any, now: float) -> None:
-        """Compile what `model` needs, if it was quiet for long enough; takes a second or two."""
+    def chore(self, models: Sequence[Any], now: float) -> None:
+        """Compile what `models` need, if it was quiet for long enough; takes a second or two."""
         if self._quiet_since is None:
             self._quiet_since = now
         if self.waits and now - self._quiet_since >= QUIET:
-            self._compile(model)
+            self._compile(models)
 
-    def _compile(self, model: Any) -> None:
+    def _compile(self, models: Sequence[Any]) -> None:
         self._tried = True
         mx.enable_compile()
         try:
-            _meet(model)
+            for model in models:
+                _meet(model)
             self._marker.touch()
         except Exception as error:  # noqa: BLE001  without fused kernels everything works too
             mx.disable_compile()
             event(_log, logging.WARNING, "kernels-not-compiled", error=str(error)[:300])
         else:
+            self._on = True
             event(_log, logging.INFO, "kernels-compiled")
 
 

@@ -9,13 +9,16 @@ is nothing to run ahead of, MLX computes while it is told to: tokens are taken a
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, assert_never
 
 import mlx.core as mx
 
+from punie_model_host import draft_loading
 from punie_model_host.compilation import Compilation
+from punie_model_host.draft_model import DraftModel
 from punie_model_host.engine_messages import (
     Cancel,
     Command,
@@ -28,14 +31,18 @@ from punie_model_host.engine_messages import (
     Submit,
     ToClient,
 )
+from punie_model_host.loading import LoadedModel
 from punie_model_host.log import event
 from punie_model_host.metrics import End, Gauges, Metrics, Ran
 from punie_model_host.model_switch import ModelSwitch
+from punie_model_host.prepare import Prepared
 from punie_model_host.prompts import PromptError
 from punie_model_host.request import Phase, Produced, Request
 from punie_model_host.sampling import UNSOUND, RowError
 from punie_model_host.serving import Serving
-from punie_protocol.engine import EngineSettings, KVStatus
+from punie_model_host.speculation import Drafts
+from punie_model_host.world import world
+from punie_protocol.engine import DraftModelStatus, EngineSettings, KVStatus
 from punie_protocol.errors import Cancelled, ModelFault, PunieError, WireError, kind_of
 from punie_protocol.messages.common import Usage
 from punie_protocol.messages.to_model_client import Failed, Finished
@@ -49,8 +56,13 @@ _RETRIES: Final = 3
 _FORGIVEN: Final = 64
 _SAVE_S: Final = 10.0
 """Seconds in which the prefix cache is saved before another model is read."""
+_READ_S: Final = 0.1
+"""Seconds of a step in which requests that waited for a model are read, the last of them apart."""
 _CLEAR_EVERY: Final = 256
 """Steps after which MLX's pool of freed buffers is emptied, as mlx-lm does."""
+
+type Tokens = Sequence[tuple[Key, int]]
+"""What rows said, in order: several of one row, if a draft was right."""
 
 _CANCELLED: Final = str(Cancelled.__struct_config__.tag)
 
@@ -61,7 +73,8 @@ class Engine:
     """Owns the requests; what belongs to the loaded model is its `Serving`. `emit` is called in
     the engine's thread; `look_up` is called between the tensors of a load and may call `handle`.
     `cache_dir` keeps the prefix cache between two starts; `ahead` is how many steps may be begun
-    before the tokens of one are taken, 0 or 1, None for what suits the device."""
+    before the tokens of one are taken, 0 or 1, None for what suits the device. `read` is called
+    with what reads a request that nobody read for this model, and returns what comes of it."""
 
     def __init__(
         self,
@@ -73,23 +86,32 @@ class Engine:
         look_up: Callable[[], None] = lambda: None,
         new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(8)}",
         clock: Callable[[], float] = time.perf_counter,
+        read: Callable[[Callable[[], Prepared]], Prepared] = lambda prepare: prepare(),
         ahead: int | None = None,
     ) -> None:
-        self._settings = settings
         self._ahead = (mx.default_device() != mx.cpu) if ahead is None else ahead
         self._cache_dir = cache_dir
         self._emit = emit
         self._new_call_id = new_call_id
         self._clock = clock
+        self._read_here = read
         self._compilation = Compilation(settings.cpu_kernels)
         self._metrics = Metrics()
         self._requests: dict[Key, Request] = {}
         self._before: list[Submit] = []
         self._serving: Serving | None = None
         self._switch = ModelSwitch(
-            models_dir, emit, give_up=self._give_up, look_up=look_up, clock=clock
+            models_dir,
+            settings,
+            emit,
+            take_up=self._take_up,
+            give_up=self._give_up,
+            look_up=look_up,
+            clock=clock,
         )
-        self._steps = 0
+        self._models_dir, self._look_up = models_dir, look_up
+        self._steps = self._taken = 0
+        self._rows_before: Collection[Key] = ()
         self.beats = 0
         """Counts up within a step that takes long and gets on."""
         self._reported = float("-inf")
@@ -103,7 +125,7 @@ class Engine:
     @property
     def is_answering(self) -> bool:
         """Whether the next `step` works on a request; else it loads a model or does nothing."""
-        return bool(self._requests)
+        return bool(self._requests or (self._before and not self._switch.waits))
 
     @property
     def has_chores(self) -> bool:
@@ -132,14 +154,13 @@ class Engine:
         """Do one bounded piece of work: a token of each row and a chunk of a prompt, or the load
         of a model."""
         self._compilation.work()
+        if not self._switch.waits:
+            self._begin_waiting()
         if self._requests and self._serving is not None:
             self._advance(self._serving)
         elif self._switch.waits:
-            self._change_model()
-        else:
-            waiting, self._before = self._before, []
-            for submit in waiting:
-                self._begin(submit)
+            self._switch.perform()
+            self._compilation.resume()
         self._report()
 
     def do_chore(self) -> bool:
@@ -149,7 +170,7 @@ class Engine:
         if self._serving is None:
             return False
         now = self._clock()
-        self._compilation.chore(self._serving.model, now)
+        self._compilation.chore(self._serving.models, now)
         return self._serving.save_one(now)
 
     def close(self, deadline: float) -> None:
@@ -167,12 +188,20 @@ class Engine:
         else:
             self._begin(submit)
 
+    def _begin_waiting(self) -> None:
+        """Begin who waited for the model, for a moment only: they may have to be read here."""
+        until = self._clock() + _READ_S if self._before else 0.0
+        while self._before:
+            self._begin(self._before.pop(0))
+            if self._clock() >= until:
+                return
+
     def _begin(self, submit: Submit) -> None:
         client_id = submit.request.client_id
         try:
             if self._serving is None:
                 raise PunieError(self._switch.unavailable())
-            request = self._serving.admit(submit, self._new_call_id)
+            request = self._serving.admit(submit, self._new_call_id, self._read_here)
         except Exception as error:  # noqa: BLE001  the wall round a request
             blame = _blame(submit.key, error)
             self._metrics.rejected(client_id, kind_of(blame))
@@ -199,47 +228,85 @@ class Engine:
             self._fail(key, error)
 
     def _advance(self, serving: Serving) -> None:
-        began = self._clock()
+        began, before = self._clock(), self._taken
         plan = serving.scheduler.plan(began)
         prefilled = self._prefill(serving, (*self._unbegun(plan.decode), *plan.prefill))
         keys = serving.scheduler.rows() if plan.prefill else plan.decode
-        rows = self._dispatch(serving, keys)
-        tokens = self._read(serving, ahead=self._ahead if rows else 0)
-        now = self._clock()
-        for key, token in tokens:
-            self._take(key, token, now)
+        rows, tokens = self._decode(serving, keys, alone=not prefilled)
+        self._take_all(tokens)
         self._wait(serving)
         serving.keep_to_budget(self._requests.values())
         seconds = self._clock() - began
         serving.keep_pace(seconds, rows=rows, prefilled=prefilled)
+        self._learn(serving, seconds, tokens, alone=not prefilled)
         self._metrics.step(
-            began + seconds, seconds=seconds, rows=rows, decoded=len(tokens), prefilled=prefilled
+            began + seconds,
+            seconds=seconds,
+            rows=rows,
+            decoded=self._taken - before,
+            prefilled=prefilled,
         )
         self._tidy()
 
-    def _dispatch(self, serving: Serving, keys: Sequence[Key]) -> int:
-        """Begin a token of each row of `keys`; return how many rows that are."""
+    def _decode(self, serving: Serving, keys: Sequence[Key], *, alone: bool) -> tuple[int, Tokens]:
+        """Begin the next token of each row of `keys`, or show the rows drafts; return how many rows
+        that are, and the tokens that are there now. `alone`: the step does nothing else."""
         wanted = [self._requests[key] for key in keys if key in self._requests]
         try:
             serving.arrange(
                 [request for request in wanted if request.wants_step], self._requests.__getitem__
             )
-            return self._dispatch_rows(serving)
+            drafts = self._drafts(serving, alone=alone)
+            while len(serving.batch):
+                try:
+                    return self._forward(serving, drafts)
+                except RowError as error:
+                    self._fault(self._requests[serving.batch.keys[error.index]], error.cause)
         except Exception as error:  # noqa: BLE001  the wall round the rows
+            world().end_if_shared(error)
             self._retry_alone(serving, error, self._read(serving, ahead=0))
-            return 0
+            return 0, []
+        return 0, self._read(serving, ahead=0)
 
-    def _dispatch_rows(self, serving: Serving) -> int:
-        while len(serving.batch):
-            try:
-                serving.batch.dispatch()
-            except RowError as error:
-                self._fault(self._requests[serving.batch.keys[error.index]], error.cause)
-            else:
-                for key in serving.batch.keys:
-                    self._requests[key].dispatched += 1
-                return len(serving.batch)
-        return 0
+    def _drafts(self, serving: Serving, *, alone: bool) -> Drafts:
+        """Return what to show the rows. Tokens that are under way are waited for when drafts are
+        likely to pay: what follows them is what is shown."""
+        speculator = serving.speculator
+        if not speculator.is_on:
+            return {}
+        if serving.batch.in_flight:
+            if not speculator.promises(self._in_batch(serving), alone=alone):
+                return {}
+            self._take_all(self._read(serving, ahead=0))
+        return speculator.propose(self._in_batch(serving), alone=alone)
+
+    def _in_batch(self, serving: Serving) -> list[Request]:
+        return [self._requests[key] for key in serving.batch.keys]
+
+    def _forward(self, serving: Serving, drafts: Drafts) -> tuple[int, Tokens]:
+        batch = serving.batch
+        rows = len(batch)
+        if drafts:
+            taken = batch.verify(drafts)
+            for key, tokens in taken.items():
+                self._requests[key].dispatched += len(tokens)
+            return rows, [(key, token) for key, tokens in taken.items() for token in tokens]
+        batch.dispatch()
+        for key in batch.keys:
+            self._requests[key].dispatched += 1
+        return rows, self._read(serving, ahead=self._ahead)
+
+    def _learn(self, serving: Serving, seconds: float, tokens: Tokens, *, alone: bool) -> None:
+        """Tell what became of drafts; `alone` says that the step did nothing but decode."""
+        if not serving.speculator.is_on:
+            return
+        taken: dict[Key, list[int]] = {}
+        for key, token in tokens:
+            taken.setdefault(key, []).append(token)
+        steady, self._rows_before = taken.keys() == self._rows_before, taken.keys()
+        outcome = serving.speculator.stepped(seconds, taken, alone=alone and steady)
+        for source, counts in outcome.items():
+            self._metrics.drafted(source, counts)
 
     def _unbegun(self, keys: Iterable[Key]) -> list[tuple[Key, int]]:
         """Rows of prompts with one token: no chunk of theirs is ever planned, they begin so."""
@@ -251,6 +318,7 @@ class Engine:
         try:
             return serving.batch.read(ahead=ahead)
         except Exception as error:  # noqa: BLE001  the wall round the rows
+            world().end_if_shared(error)
             self._retry_alone(serving, error)
             return []
 
@@ -262,8 +330,7 @@ class Engine:
         because of his has it when he is tried alone."""
         event(_log, logging.ERROR, "forward-failed", rows=len(serving.batch), error=error)
         serving.batch.drop()
-        for key, token in begun:
-            self._take(key, token, self._clock())
+        self._take_all(begun)
         for request in list(self._requests.values()):
             lost = request.phase is Phase.DECODE and request.row is None
             if lost or request.dispatched > len(request.generated):
@@ -303,12 +370,21 @@ class Engine:
             self._prompt_fault(error)
 
     def _prompt_fault(self, error: PromptError) -> None:
+        world().end_if_shared(error.cause)
         if (request := self._requests.get(error.key)) is not None:
             self._fault(request, error.cause)
+
+    def _take_all(self, tokens: Tokens) -> None:
+        """Take the tokens of requests that are not over: one may end within its draft."""
+        now = self._clock()
+        for key, token in tokens:
+            if key in self._requests:
+                self._take(key, token, now)
 
     def _take(self, key: Key, token: int, now: float) -> None:
         request = self._requests[key]
         last = request.times.last
+        self._taken += 1
         try:
             if token == UNSOUND:
                 raise PunieError(_unsound(request))
@@ -369,11 +445,20 @@ class Engine:
 
     # models and figures
 
-    def _change_model(self) -> None:
-        self._switch.perform()
-        if self._serving is None and self._switch.loaded is not None:
-            self._compilation.loaded(self._switch.loaded.model)
-            self._serving = Serving(self._switch.loaded, self._settings, self._cache_dir)
+    def _take_up(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+        self._compilation = Compilation(settings.cpu_kernels)
+        choose = partial(self._choose_draft, settings, loaded)
+        self._serving = Serving(loaded, settings, self._cache_dir, choose, self._clock)
+        self._compilation.loaded(self._serving.models)
+        # Before the model is READY: whoever asked for it then knows of its draft model, too.
+        self._emit(StatusIs(self._metrics.snapshot(self._gauges())))
+
+    def _choose_draft(
+        self, settings: EngineSettings, loaded: LoadedModel
+    ) -> tuple[DraftModel | None, DraftModelStatus]:
+        return draft_loading.choose(
+            settings, self._models_dir, loaded, lambda _done, _total: self._look_up()
+        )
 
     def _give_up(self) -> None:
         if self._serving is not None:
@@ -400,6 +485,7 @@ class Engine:
             batch=len(serving.batch),
             kv=serving.kv_status(self._requests.values()),
             per_client=serving.scheduler.per_client(),
+            draft_model=serving.draft_status,
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from punie_model_host.facts import ModelFacts
-from punie_protocol.engine import EngineStatus
+from punie_protocol.engine import EngineSettings, EngineStatus
 from punie_protocol.messages.to_model_client import ToModelClient
 from punie_protocol.messages.to_model_host import Generate
 from punie_protocol.messages.to_supervisor import ModelState
@@ -48,10 +48,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """Use another model."""
+    """Use this model, with these settings of the engine if they are given."""
 
     request_id: int
     model: str
+    settings: EngineSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

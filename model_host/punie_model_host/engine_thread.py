@@ -19,10 +19,12 @@ from punie_model_host.engine_messages import (
     Refused,
 )
 from punie_model_host.lifetime import own_descriptor_limit
+from punie_model_host.ranks import Place, Sharding
 from punie_protocol.engine import EngineSettings
 
 if TYPE_CHECKING:
     from punie_model_host.engine import Engine
+    from punie_model_host.player import LedEngine
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ _REST: Final = 1.0
 class EngineThread:
     """Runs one `Engine`; all methods are for the event loop's thread and never block.
 
-    `deliver` is called on `loop` for every emission, in order. The thread is a daemon: a step that
-    hangs in MLX cannot be interrupted, the process leaves by `os._exit`.
+    `deliver` is called on `loop` for every emission, in order. With `ranks` it leads others, which
+    compute with it. The thread is a daemon: a step that hangs in MLX cannot be interrupted, the
+    process leaves by `os._exit`.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class EngineThread:
         cache_dir: Path | None,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Emission], None],
+        ranks: tuple[Place, Sharding] | None = None,
     ) -> None:
         self._places = models_dir, cache_dir
+        self._ranks = ranks
         self._settings = settings
         self._loop = loop
         self._deliver = deliver
@@ -57,7 +62,7 @@ class EngineThread:
         self._quit: Quit | None = None
         self._steps = 0
         self._working = False
-        self._engine: Engine | None = None
+        self._engine: Engine | LedEngine | None = None
         self._out_lock = threading.Lock()
         self._waiting: list[Emission] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -101,18 +106,7 @@ class EngineThread:
             self._out(Died(f"{type(error).__name__}: {error}"))
 
     def _serve(self) -> None:
-        with own_descriptor_limit():
-            from punie_model_host.engine import Engine  # a second, not before Ready
-
-        models_dir, cache_dir = self._places
-        engine = self._engine = Engine(
-            models_dir,
-            self._settings,
-            self._out,
-            cache_dir=cache_dir,
-            look_up=lambda: self._take_in(engine),
-            clock=time.perf_counter,
-        )
+        engine = self._engine = self._led() if self._ranks else self._alone()
         while self._quit is None:
             if not engine.has_work:
                 self._rest(engine)
@@ -122,7 +116,29 @@ class EngineThread:
         engine.close(self._quit.deadline)
         self._out(Closed())
 
-    def _rest(self, engine: Engine) -> None:
+    def _alone(self) -> Engine:
+        with own_descriptor_limit():
+            from punie_model_host.engine import Engine  # a second, not before Ready
+
+        models_dir, cache_dir = self._places
+        engine = Engine(
+            models_dir,
+            self._settings,
+            self._out,
+            cache_dir=cache_dir,
+            look_up=lambda: self._take_in(engine),
+            clock=time.perf_counter,
+        )
+        return engine
+
+    def _led(self) -> LedEngine:
+        with own_descriptor_limit():
+            from punie_model_host.player import LedEngine
+
+        assert self._ranks is not None
+        return LedEngine(self._places[0], self._settings, self._out, *self._ranks)
+
+    def _rest(self, engine: Engine | LedEngine) -> None:
         """Wait for a command; between, let an idle engine do what waited for a quiet moment."""
         more = False
         while True:
@@ -137,13 +153,13 @@ class EngineThread:
             else:
                 return
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, engine: Engine | LedEngine) -> None:
         self._working = engine.is_answering
         engine.step()
         self._steps += 1
         self._working = engine.is_answering
 
-    def _take_in(self, engine: Engine) -> None:
+    def _take_in(self, engine: Engine | LedEngine) -> None:
         for _ in range(CAPACITY):
             try:
                 engine.handle(self._commands.get_nowait())

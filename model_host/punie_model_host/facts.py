@@ -9,10 +9,12 @@ from punie_protocol.messages.common import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model that answers. `vocabulary` is the number of its logits, `eos` its configuration's
+    """A model that answers. Its tokenizer is in `path`; `named` is the folder that was asked for,
+    an adapter's it may be. `vocabulary` is the number of its logits, `eos` its configuration's
     end-of-sequence ids."""
 
     path: Path
+    named: Path
     profile: Profile
     vocabulary: int
     eos: int | list[int] | None
@@ -22,7 +24,7 @@ class ModelFacts:
         """What clients need to know."""
         return ModelInfo(
             name=self.profile.name,
-            folder=str(self.path),
+            folder=str(self.named),
             context_window=self.profile.context_window,
             prompt_style=self.profile.prompt_style,
             tool_call_format=self.profile.tool_call_format,

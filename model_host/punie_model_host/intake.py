@@ -42,9 +42,9 @@ class _Work:
 
 
 class _Lane:
-    """One thread with a tokenizer of its own, read when it is first needed and kept while the
-    model is the same. It has one piece of work at a time; of the others each client has a line,
-    and they take turns."""
+    """One thread with a tokenizer of its own, read when it is first needed and kept until a model
+    is loaded, the same one too: its files may be others by then. It has one piece of work at a
+    time; of the others each client has a line, and they take turns."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -90,7 +90,7 @@ class _Lane:
         work.reply(done.result() if error is None else _blame(error))
 
     def _with_reader(self, work: _Work) -> object:
-        if self._reader is None or self._reader.facts != work.facts:
+        if self._reader is None or self._reader.facts is not work.facts:
             from punie_model_host.prepare import Reader  # a second: MLX
 
             self._reader = Reader(work.facts)
@@ -110,7 +110,7 @@ class Intake:
     ) -> Callable[[], None]:
         """Prepare a request for that model. What is returned drops it."""
         work = _Work(request.client_id, facts, lambda reader: reader.prepare(request), reply)
-        lane = self._lane(request.messages, request.tools)
+        lane = self.lane_of(request)
         lane.add(work)
         return lambda: lane.drop(work)
 
@@ -135,15 +135,20 @@ class Intake:
             self._counts -= 1
             reply(result)
 
-        self._lane(request.messages, request.tools).add(_Work(client, facts, count, done))
+        size = _size(request.messages, request.tools)
+        self._lane(size).add(_Work(client, facts, count, done))
 
     def close(self) -> None:
         """End the threads when they are done with what they have; nothing more is taken."""
         self._short.close()
         self._long.close()
 
-    def _lane(self, messages: list[AnyChatMessage], tools: list[ToolSchema]) -> _Lane:
-        return self._long if _size(messages, tools) >= LONG else self._short
+    def lane_of(self, request: Generate) -> _Lane:
+        """Return where a request is read: the long ones apart from the others."""
+        return self._lane(_size(request.messages, request.tools) + len(request.prompt or ""))
+
+    def _lane(self, size: int) -> _Lane:
+        return self._long if size >= LONG else self._short
 
 
 def _size(messages: list[AnyChatMessage], tools: list[ToolSchema]) -> int:

@@ -1,14 +1,17 @@
-"""Keys and values of a span of tokens as MLX arrays, one pair a layer."""
+"""Keys and values of a span of tokens as MLX arrays, some for each layer."""
+
+from itertools import chain
 
 import mlx.core as mx
 
-type LayerKV = tuple[mx.array, mx.array]
-"""Keys and values of one layer, shape (1, heads, tokens, size) each; sizes may differ."""
+type LayerKV = tuple[mx.array, ...]
+"""What one layer keeps: arrays of shape (1, heads, tokens, size), whose sizes may differ. Keys and
+values; or, quantized, packed numbers, scales and biases of the keys, then those of the values."""
 
 
 def layout_of(layers: list[LayerKV]) -> list[tuple[mx.Dtype, int, int, int]]:
     """Return what must be alike for spans to be joined."""
-    return [(a.dtype, a.shape[0], a.shape[1], a.shape[3]) for layer in layers for a in layer]
+    return [(a.dtype, a.shape[0], a.shape[1], a.shape[3]) for a in chain(*layers)]
 
 
 def length_of(layers: list[LayerKV]) -> int:
@@ -18,19 +21,19 @@ def length_of(layers: list[LayerKV]) -> int:
 
 def size_of(layers: list[LayerKV]) -> int:
     """Return their bytes."""
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
+    return sum(array.nbytes for array in chain(*layers))
 
 
 def part(layers: list[LayerKV], start: int, stop: int) -> list[LayerKV]:
     """Return slices, which keep the whole alive."""
     if start == 0 and stop == length_of(layers):
         return layers
-    return [(keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in layers]
+    return [tuple(array[:, :, start:stop] for array in layer) for layer in layers]
 
 
 def copies(layers: list[LayerKV]) -> list[LayerKV]:
     """Return arrays that hold no more memory than they show, not evaluated."""
-    return [(mx.contiguous(keys), mx.contiguous(values)) for keys, values in layers]
+    return [tuple(map(mx.contiguous, layer)) for layer in layers]
 
 
 def joined(spans: list[list[LayerKV]]) -> list[LayerKV]:
@@ -39,9 +42,6 @@ def joined(spans: list[list[LayerKV]]) -> list[LayerKV]:
     if len(spans) == 1:
         return copies(spans[0])
     return [
-        (
-            mx.concatenate([keys for keys, _ in layer], axis=2),
-            mx.concatenate([values for _, values in layer], axis=2),
-        )
+        tuple(mx.concatenate(list(parts), axis=2) for parts in zip(*layer, strict=True))
         for layer in zip(*spans, strict=True)
     ]

@@ -1,10 +1,11 @@
 """The file of one span's keys and values.
 
 A safetensors file (https://github.com/huggingface/safetensors#format) that any reader of the format
-can open: ``tokens`` first, then ``0.keys``, ``0.values``, ``1.keys`` and so on. Its metadata say
-what it continues (`parent`, and `at`, how many of the parent's tokens count), its `id`, a hash of
-all that, and a `checksum` over every other byte of the file. A file is written once and never
-changed; the id can be checked without the tensors, the checksum is whenever they are read.
+can open: ``tokens`` first, then ``0.keys``, ``0.values``, ``1.keys`` and so on; of quantized ones
+``0.keys``, ``0.keys.scales``, ``0.keys.biases``, ``0.values`` and so on. Its metadata say what it
+continues (`parent`, and `at`, how many of the parent's tokens count), its `id`, a hash of all that,
+and a `checksum` over every other byte of the file. A file is written once and never changed; the id
+can be checked without the tensors, the checksum is whenever they are read.
 """
 
 import hashlib
@@ -23,6 +24,10 @@ from punie_model_host.kv_arrays import LayerKV
 from punie_model_host.token_trie import MAX_SPAN, TOKEN_BYTES
 
 FORMAT: Final = "punie-kv-1"
+_PARTS: Final = ("keys", "values")
+_PACKED_PARTS: Final = tuple(
+    f"{part}{what}" for part in _PARTS for what in ("", ".scales", ".biases")
+)
 _MAX_HEADER: Final = 4 << 20
 _BLANK: Final = "0" * 64
 _NAMES: Final = {
@@ -80,7 +85,8 @@ class Encoded:
         self, fingerprint: str, parent: str, at: int, tokens: bytes, layers: Sequence[LayerKV]
     ) -> None:
         self.id = span_id(fingerprint, parent, at, tokens)
-        names = [f"{n}.{part}" for n in range(len(layers)) for part in ("keys", "values")]
+        parts = _PARTS if len(layers[0]) == len(_PARTS) else _PACKED_PARTS
+        names = [f"{n}.{part}" for n in range(len(layers)) for part in parts]
         arrays = [array for layer in layers for array in layer]
         self._data: list[Buffer] = [tokens, *(memoryview(a.view(mx.uint8)) for a in arrays)]
         header: dict[str, Any] = {
@@ -183,9 +189,10 @@ def read_layers(path: Path, id: str) -> list[LayerKV]:
 
 def _layers(header: dict[str, Any], body: memoryview) -> list[LayerKV]:
     count = header["tokens"]["shape"][0]
+    parts = _PACKED_PARTS if f"0.{_PACKED_PARTS[1]}" in header else _PARTS
     layers = [
-        (_tensor(header[f"{n}.keys"], body), _tensor(header[f"{n}.values"], body))
-        for n in range((len(header) - 1) // 2)
+        tuple(_tensor(header[f"{n}.{part}"], body) for part in parts)
+        for n in range((len(header) - 1) // len(parts))
     ]
     if not layers or any(a.ndim != 4 or a.shape[2] != count for kv in layers for a in kv):
         raise DamagedFile("has tensors of other lengths than its tokens")

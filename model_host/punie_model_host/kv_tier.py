@@ -25,6 +25,7 @@ from typing import Final
 from punie_model_host.kv_arrays import LayerKV
 from punie_model_host.kv_file import DamagedFile, Encoded, Head, read_head, read_layers
 from punie_model_host.log import event
+from punie_model_host.profile import KVQuantization
 from punie_model_host.token_trie import TOKEN_BYTES, Stored
 
 HOUR: Final = 3600.0
@@ -37,16 +38,32 @@ _REFRESH_BATCH: Final = 64
 _log = logging.getLogger(__name__)
 
 
-def fingerprint(folder: Path, dtype: str) -> str:
+def fingerprint(
+    folder: Path,
+    dtype: str,
+    *,
+    quantization: KVQuantization | None = None,
+    adapter: Path | None = None,
+) -> str:
     """Return what keys and values computed with the model in `folder` depend on, 32 hex digits:
-    its configuration, its weight files as far as names, sizes and times tell, the libraries that
-    compute them, and their `dtype`. Raises `OSError`."""
+    its configuration and that of an `adapter` folder, their weight files as far as names, sizes and
+    times tell, the libraries that compute them, their `dtype`, and how they are packed. Raises
+    `OSError`."""
     total = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
-    for path in sorted(folder.glob("model*.safetensors")):
+    _add_files(total, folder, "model*.safetensors")
+    total.update(f"\0{version('mlx')} {version('mlx-lm')} {dtype}".encode())
+    if quantization is not None:
+        total.update(f"\0{quantization.bits} bits by {quantization.group_size}".encode())
+    if adapter is not None:
+        total.update(b"\0" + (adapter / "adapter_config.json").read_bytes())
+        _add_files(total, adapter, "*.safetensors")
+    return total.hexdigest()
+
+
+def _add_files(total: hashlib.blake2b, folder: Path, names: str) -> None:
+    for path in sorted(folder.glob(names)):
         info = path.stat()
         total.update(f"\0{path.name} {info.st_size} {info.st_mtime_ns}".encode())
-    total.update(f"\0{version('mlx')} {version('mlx-lm')} {dtype}".encode())
-    return total.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """A checked folder to a model that answers. Runs in the engine's thread: MLX arrays that were
 not evaluated cannot be evaluated in another one."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,17 +13,21 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import (
-    can_run_metal,
     load_model,
     load_tokenizer,
     maybe_set_recommended_wired_limit,
 )
 
+from punie_model_host.adapter import Adapter
+from punie_model_host.adapting import apply
 from punie_model_host.chat import render
 from punie_model_host.facts import ModelFacts
 from punie_model_host.failures import load_failed
 from punie_model_host.folder import EMBEDDED, ModelFolder
-from punie_model_host.profile import PROFILE, Profile, load_profile
+from punie_model_host.packing import foreign_method
+from punie_model_host.probe import why_not_quantized
+from punie_model_host.profile import PROFILE, Profile
+from punie_model_host.world import world
 from punie_protocol.messages.common import ModelInfo, PromptStyle
 from punie_protocol.messages.to_model_host import UserMessage
 
@@ -43,6 +49,17 @@ class LoadedModel:
     stop_texts: tuple[str, ...]
 
     @property
+    def arrays(self) -> list[mx.array]:
+        """Its weights, this rank's part of them, read or not."""
+        found = (array for _, array in tree_flatten(self.model.parameters()))
+        return [array for array in found if isinstance(array, mx.array)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of them in memory: on a CPU twice those of files with half as wide numbers."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
     def profile(self) -> Profile:
         """How the model wants to be used."""
         return self.facts.profile
@@ -58,21 +75,18 @@ def build(folder: ModelFolder) -> LoadedModel:
     template are checked, which costs no memory to speak of. Raises `PunieError`."""
     _choose_compilation()
     path = folder.path
-    profile = load_profile(path, folder.config, folder.generation, folder.template)
-    try:
-        model, config = load_model(path, lazy=True)
-    except Exception as error:
-        reason = f"weights or configuration do not fit: {_first_line(error)}"
-        raise load_failed(path, "config.json", reason, _CONVERT) from error
-    if not can_run_metal() and not folder.is_quantized:
-        model.set_dtype(mx.float32)
+    profile = folder.profile
+    model, config = _make(folder)
+    _check_kv(path, model, profile)
+    world().divide(model, config)
     eos = config.get("eos_token_id")
     tokenizer = load_tokenizer_of(path, eos)
     ids, texts = _stops(tokenizer, profile)
-    _check_template(path, tokenizer, profile)
+    if folder.chats:
+        _check_template(path, tokenizer, profile)
     return LoadedModel(
         folder=folder,
-        facts=ModelFacts(path, profile, _vocabulary(config, tokenizer), eos),
+        facts=ModelFacts(path, folder.named, profile, _vocabulary(config, tokenizer), eos),
         model=model,
         tokenizer=tokenizer,
         stop_ids=ids,
@@ -80,17 +94,42 @@ def build(folder: ModelFolder) -> LoadedModel:
     )
 
 
+def _make(folder: ModelFolder) -> tuple[Any, dict[str, Any]]:
+    """Return the model and its configuration. On a CPU, weights that are not packed and what
+    belongs to packed ones are float32: kernels of other types are five to ten times as slow there,
+    and some are missing."""
+    packed = {"quantization": folder.packing} if folder.packing else None
+    try:
+        model, config = load_model(folder.path, lazy=True, model_config=packed)
+    except Exception as error:
+        reason = f"weights or configuration do not fit: {_first_line(error)}"
+        hint = _CONVERT
+        if method := foreign_method(folder.config):
+            reason = f"packed by {method!r}: {_first_line(error)}"
+            hint = "convert the original model, before it was packed, with mlx_lm.convert -q"
+        raise load_failed(folder.path, "config.json", reason, hint) from error
+    if mx.default_device() == mx.cpu:
+        model.set_dtype(mx.float32)
+    if folder.adapter is not None:
+        _adapt(model, folder, folder.adapter)
+    return model, config
+
+
+def _adapt(model: Any, folder: ModelFolder, adapter: Adapter) -> None:
+    if world().size > 1:
+        hint = "merge it into its model with mlx_lm.fuse"
+        raise load_failed(adapter.path, "", "an adapter cannot be divided among ranks", hint)
+    apply(model, adapter, folder.path)
+
+
 def read_weights(loaded: LoadedModel, progress: Progress) -> None:
     """Read the weights tensor by tensor and compute one token. Raises `PunieError`."""
     total = loaded.folder.weight_bytes
-    arrays = [a for _, a in tree_flatten(loaded.model.parameters()) if isinstance(a, mx.array)]
-    size = sum(array.nbytes for array in arrays) or 1
-    done = 0
     try:
-        for array in arrays:
-            mx.eval(array)
-            done += array.nbytes
-            progress(total * done // size, total)
+        # Not a lambda: of one that failed, its frame holds what it closes over, the weights.
+        world().together(partial(_read_all, loaded.arrays, total, progress))
+        world().alike("the model's folder", str(loaded.folder.path))
+        world().alike("what a layer keeps", _caches(loaded.model))
         maybe_set_recommended_wired_limit()
         _warm_up(loaded.model)
     except Exception as error:
@@ -101,10 +140,30 @@ def read_weights(loaded: LoadedModel, progress: Progress) -> None:
         ) from error
 
 
+def _read_all(arrays: Sequence[mx.array], total: int, progress: Progress) -> None:
+    size = sum(array.nbytes for array in arrays) or 1
+    done = 0
+    for array in arrays:
+        mx.eval(array)
+        done += array.nbytes
+        progress(total * done // size, total)
+
+
+def _caches(model: Any) -> str:
+    counts = Counter(type(cache).__name__ for cache in make_prompt_cache(model))
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def _check_kv(path: Path, model: Any, profile: Profile) -> None:
+    if (packing := profile.kv_quantization) and (fault := why_not_quantized(model, packing)):
+        hint = "set kv_group_size to a divisor of the head size, or remove kv_bits"
+        raise load_failed(path, PROFILE, fault, hint)
+
+
 def _choose_compilation() -> None:
     """MLX compiles fused kernels for the CPU with the system's ``g++``, most of a second each at
     first use: do without there, until `Compilation` says otherwise."""
-    if not can_run_metal():
+    if mx.default_device() == mx.cpu:
         mx.disable_compile()
 
 

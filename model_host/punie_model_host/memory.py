@@ -1,10 +1,12 @@
 """Bytes of keys and values: what requests will need, and what the machine has for them. Pure; all
 sizes are bytes or tokens."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from punie_model_host.profile import KVQuantization
 from punie_protocol.engine import EngineSettings
 
 BLOCK: Final = 256
@@ -19,28 +21,60 @@ _LEAST: Final = 256 * _MIB
 _SYSTEM: Final = 2 * _GIB
 SCRATCH: Final = 1 * _GIB
 """Bytes for a step's activations, and for freed buffers that wait for the next."""
+_SCORES: Final = 4
+"""The share of it that scores may have, inverted: there are copies of them on the way."""
+_FEWEST: Final = 16
 
 
-def kv_bytes_per_token(config: Mapping[str, Any], itemsize: int) -> int:
+def kv_bytes_per_token(
+    config: Mapping[str, Any], itemsize: int, quantization: KVQuantization | None = None
+) -> int:
     """Return the bytes of one token's keys and values in all layers, for a prediction before the
-    model has run; `itemsize` is that of a number.
+    model has run; `itemsize` is that of a number, or of the scales and biases of packed ones.
 
     From a Hugging Face ``config.json`` (or its ``text_config``). Where it leaves something open
     the answer is too large rather than too small: every layer counts as one with full attention,
     and compressed keys (MLA) as if they were not.
     """
-    text = config.get("text_config")
-    source: Mapping[str, Any] = text if isinstance(text, Mapping) else config
+    source = _source(config)
     layers = _largest(source, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
-    heads = _largest(source, "num_attention_heads", "n_heads", "n_head")
+    heads = _heads(source)
     hidden = _largest(source, "hidden_size", "n_embd", "d_model", "dim")
     shared = _largest(source, "num_key_value_heads", "n_kv_heads", "num_kv_heads")
     wide = _largest(source, "num_global_key_value_heads")
     rows = heads if "kv_lora_rank" in source else max(shared, wide) or heads
     key = _key_size(source) or (-(-hidden // heads) if heads else 0)
     value = _largest(source, "v_head_dim") or key
-    per_layer = rows * (key + value) or 2 * hidden
-    return layers * per_layer * itemsize or _UNKNOWN
+    numbers = layers * (rows * (key + value) or 2 * hidden)
+    return _bytes(numbers, itemsize, quantization) or _UNKNOWN
+
+
+def _bytes(numbers: int, itemsize: int, quantization: KVQuantization | None) -> int:
+    if quantization is None:
+        return numbers * itemsize
+    groups = -(-numbers // quantization.group_size)
+    return -(-numbers * quantization.bits // 8) + groups * 2 * itemsize
+
+
+def score_bytes(config: Mapping[str, Any], itemsize: int) -> int:
+    """Return the bytes that one token's scores for one other have in a layer, all heads."""
+    return max(1, _heads(_source(config))) * itemsize
+
+
+def at_once(context: int, each: int) -> int:
+    """Return how many tokens behind `context` others are computed at once where a layer's scores,
+    `each` bytes for two tokens, stand in memory whole: within a share of the scratch space."""
+    pairs = SCRATCH // _SCORES // each
+    return max(_FEWEST, (math.isqrt(context**2 + 4 * pairs) - context) // 2)
+
+
+def _source(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
+def _heads(source: Mapping[str, Any]) -> int:
+    return _largest(source, "num_attention_heads", "n_heads", "n_head")
 
 
 def _key_size(source: Mapping[str, Any]) -> int:

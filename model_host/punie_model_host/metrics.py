@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
-from punie_protocol.engine import ClientUsage, EngineStatus, Histogram, KVStatus
+from punie_protocol.engine import (
+    ClientUsage,
+    DraftCounts,
+    DraftModelStatus,
+    EngineStatus,
+    Histogram,
+    KVStatus,
+)
 from punie_protocol.messages.common import Usage
 
 TTFT_BOUNDS: Final = (
@@ -61,6 +68,7 @@ class Gauges:
     batch: int = 0
     kv: KVStatus = field(default_factory=KVStatus)
     per_client: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    draft_model: DraftModelStatus = field(default_factory=DraftModelStatus)
 
 
 class Tally:
@@ -151,7 +159,7 @@ class Metrics:
         self._ends: Counter[End] = Counter()
         self._rejections: Counter[str] = Counter()
         self._usage = Usage()
-        self._proposed = self._accepted = 0
+        self._drafts: dict[str, DraftCounts] = {}
         self._work: deque[_Work] = deque(maxlen=WINDOW)
         self._ttft, self._gap = Tally(TTFT_BOUNDS), Tally(GAP_BOUNDS)
         self._rows = Tally(BATCH_BOUNDS)
@@ -192,10 +200,14 @@ class Metrics:
         """A request got its next token, `seconds` after the one before."""
         self._gap.add(seconds)
 
-    def drafted(self, proposed: int, accepted: int) -> None:
-        """Of `proposed` draft tokens the model took `accepted`."""
-        self._proposed += proposed
-        self._accepted += accepted
+    def drafted(self, source: str, counts: DraftCounts) -> None:
+        """Of tokens that `source` proposed."""
+        before = self._drafts.get(source, DraftCounts())
+        self._drafts[source] = DraftCounts(
+            proposed=before.proposed + counts.proposed,
+            accepted=before.accepted + counts.accepted,
+            emitted=before.emitted + counts.emitted,
+        )
 
     def ended(self, client_id: str, how: Ran, usage: Usage) -> None:
         """A request that was accepted ended; `usage` is all it took, however it ended."""
@@ -224,8 +236,8 @@ class Metrics:
             gap_s=self._gap.histogram(),
             batch_rows=self._rows.histogram(),
             kv=gauges.kv,
-            proposed=self._proposed,
-            accepted=self._accepted,
+            drafts=self._drafts.copy(),
+            draft_model=gauges.draft_model,
             clients=self._clients.status(gauges.per_client),
         )
 

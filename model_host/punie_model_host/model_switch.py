@@ -9,11 +9,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from punie_model_host import draft_loading
 from punie_model_host.engine_messages import LoadCommand, ModelIs
-from punie_model_host.folder import ModelFolder, check_folder, resolve
+from punie_model_host.folder import ModelFolder, find_model
 from punie_model_host.loading import LoadedModel, build, display_name, read_weights
 from punie_model_host.log import event
 from punie_model_host.request import PROGRESS_INTERVAL
+from punie_model_host.world import world
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import (
     Cancelled,
     Internal,
@@ -31,23 +34,33 @@ class _Wanted:
     request_id: int
     model: str
     folder: ModelFolder
+    settings: EngineSettings
 
 
 class ModelSwitch:
-    """Owns the loaded model. `give_up` is called before its weights go; `look_up` between the
-    tensors of a load, and may call `ask`. For the engine's thread."""
+    """Owns the loaded model, and the `settings` it was loaded with. `take_up` is called with both
+    when the weights are read, `give_up` before they go; `look_up` between the tensors of a load,
+    and may call `ask`. For the engine's thread.
+
+    There is no deadline for the requests that a switch waits for: each has a bound of its own, its
+    tokens, and a newer `ask` that passes the checks takes the place of one that waits.
+    """
 
     def __init__(
         self,
         models_dir: Path,
+        settings: EngineSettings,
         emit: Callable[[ModelIs], None],
         *,
+        take_up: Callable[[LoadedModel, EngineSettings], None],
         give_up: Callable[[], None],
         look_up: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._models_dir = models_dir
+        self._settings = settings
         self._emit = emit
+        self._take_up = take_up
         self._before_going = give_up
         self._look_up = look_up
         self._clock = clock
@@ -62,18 +75,28 @@ class ModelSwitch:
         return self._loads or self._wanted is not None
 
     def ask(self, command: LoadCommand) -> None:
-        """Check the files now; `perform` reads them."""
-        if self._wanted is not None:
-            message = f"another model was asked for: {command.model}"
-            waiting, self._wanted = self._wanted, None
-            self._failed(waiting.request_id, waiting.model, Cancelled(message=message))
+        """Check the files now, those of a draft model that is needed too; `perform` reads them."""
+        settings = command.settings or self._settings
         try:
-            folder = check_folder(resolve(command.model, self._models_dir))
+            folder = world().together(lambda: self._check(command.model, settings))
         except Exception as error:  # noqa: BLE001  the wall round a load
             self._failed(command.request_id, command.model, _blame(command.model, error))
             return
-        self._wanted = _Wanted(command.request_id, command.model, folder)
+        if self._wanted is not None:
+            message = f"another model was asked for: {command.model}"
+            self._failed(self._wanted.request_id, self._wanted.model, Cancelled(message=message))
+        self._wanted = _Wanted(command.request_id, command.model, folder, settings)
         self._report_loading(self._wanted, 0)
+
+    def _check(self, model: str, settings: EngineSettings) -> ModelFolder:
+        folder = find_model(model, self._models_dir)
+        draft_loading.check(settings, self._models_dir, self._settings)
+        return folder
+
+    def _build(self, wanted: _Wanted) -> LoadedModel:
+        new = build(wanted.folder)
+        draft_loading.check_tokenizer(wanted.settings, self._models_dir, new, self._settings)
+        return new
 
     def perform(self) -> bool:
         """Build the new model, and only then give up the present one: two may not fit. Return
@@ -82,13 +105,14 @@ class ModelSwitch:
         wanted, self._wanted, self._loads = self._wanted, None, True
         started = self._clock()
         try:
-            self.loaded = self._load(wanted)
+            self._load(wanted)
         except Exception as error:  # noqa: BLE001  the wall round a load
             self._failed(wanted.request_id, wanted.model, _blame(wanted.model, error))
             return False
         finally:
             self._loads = False
             gc.collect()  # a model that was not read to its end holds its files open
+        assert self.loaded is not None
         self._error = None
         info, seconds = self.loaded.info, self._clock() - started
         event(_log, logging.INFO, "model-ready", name=info.name, seconds=f"{seconds:.2f}")
@@ -103,30 +127,38 @@ class ModelSwitch:
             hint=cause.hint if cause else "",
         )
 
-    def _load(self, wanted: _Wanted) -> LoadedModel:
-        before = self.loaded.folder if self.loaded else None
-        new = build(wanted.folder)
+    def _load(self, wanted: _Wanted) -> None:
+        before = self._as_it_is(wanted.request_id)
+        new = world().together(lambda: self._build(wanted))
         self._give_up()
         try:
-            self._read(wanted, new)
+            self._begin(wanted, new)
         except Exception as error:
             del new
             _forget_frames(error)
             self._restore(before)
             raise
-        return new
 
-    def _restore(self, before: ModelFolder | None) -> None:
+    def _begin(self, wanted: _Wanted, new: LoadedModel) -> None:
+        self._read(wanted, new)
+        self._take_up(new, wanted.settings)
+        self.loaded, self._settings = new, wanted.settings
+
+    def _as_it_is(self, request_id: int) -> _Wanted | None:
+        if self.loaded is None:
+            return None
+        folder = self.loaded.folder
+        return _Wanted(request_id, str(folder.named), folder, self._settings)
+
+    def _restore(self, before: _Wanted | None) -> None:
         """A disk or memory failure that no check foresaw: go back to the model that worked."""
         if before is None:
             return
         self._give_up()
         try:
-            old = build(before)
-            read_weights(old, lambda _done, _total: self._look_up())
-            self.loaded = old
+            self._begin(before, world().together(lambda: build(before.folder)))
         except Exception as error:  # noqa: BLE001  the wall round a load
-            event(_log, logging.ERROR, "model-not-restored", folder=before.path, error=error)
+            event(_log, logging.ERROR, "model-not-restored", folder=before.model, error=error)
 
     def _give_up(self) -> None:
         self._before_going()

@@ -6,8 +6,8 @@ from typing import assert_never
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from punie_model_host.answer import Call, Malformed, Piece, Text, Thinking
+from punie_model_host.parsers import Parser
 from punie_model_host.stops import StopStrings
-from punie_model_host.toolcalls import AnswerParser
 from punie_protocol.errors import ModelFault
 from punie_protocol.messages.to_model_client import TextDelta, ThinkingDelta, ToolCall
 
@@ -16,22 +16,35 @@ type Delta = TextDelta | ThinkingDelta | ToolCall
 
 class Output:
     """The answer of one request. `is_complete` turns true at a stop string; `fault` is set by a
-    tool call beyond repair, after which nothing comes out."""
+    tool call beyond repair, after which nothing comes out; `is_cut` by one that the limit of tokens
+    ended, which is no fault of the model's. An answer that `continues` a text begins
+    with the space that it begins with; one that is a text of its own does not."""
 
     def __init__(
         self,
         request_id: int,
         tokenizer: TokenizerWrapper,
-        parser: AnswerParser,
+        parser: Parser,
         stops: Sequence[str],
         new_call_id: Callable[[], str],
+        *,
+        continues: bool = False,
     ) -> None:
         self._request_id = request_id
         self._detokenizer = tokenizer.detokenizer
+        if continues:
+            self._begin_amid_text(tokenizer)
         self._parser = parser
         self._stops = StopStrings(stops)
         self._new_call_id = new_call_id
         self.fault: ModelFault | None = None
+        self.is_cut = False
+
+    def _begin_amid_text(self, tokenizer: TokenizerWrapper) -> None:
+        """Have the detokenizer believe that some text was there: it drops a space before any."""
+        for token in tokenizer.encode("x", add_special_tokens=False):
+            self._detokenizer.add_token(token)
+        assert self._detokenizer.last_segment, "a letter is readable at once"
 
     @property
     def is_complete(self) -> bool:
@@ -76,6 +89,9 @@ class Output:
                     name=name,
                     arguments=arguments,
                 )
+            case Malformed(is_cut=True):
+                self.is_cut = True
+                return None
             case Malformed(reason, start):
                 hint = "ask again; a larger model makes fewer such mistakes"
                 message = f"unusable tool call: {reason}; it began: {start!r}"

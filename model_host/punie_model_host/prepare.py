@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from punie_model_host.chat import properties, render
 from punie_model_host.facts import ModelFacts
+from punie_model_host.forced_call import opening
 from punie_model_host.loading import load_tokenizer_of
 from punie_model_host.quoting import control_tokens
 from punie_model_host.sampling_plan import SamplingPlan, plan_sampling
@@ -33,7 +34,7 @@ class Prepared:
     """A request for the model in `folder`. `max_tokens` is at least 1 and fits the window behind
     `tokens`, of which there is at least one; the first `opening` of them are what other
     conversations begin with too, instructions and tools. `thinking` says that they end inside
-    ``<think>``."""
+    ``<think>``; `begun` is what of them is the answer's own beginning, as text."""
 
     folder: str
     tokens: list[int]
@@ -42,6 +43,7 @@ class Prepared:
     max_tokens: int
     plan: SamplingPlan
     schemas: Schemas
+    begun: str = ""
 
     def limited_to(self, tokens: int) -> Prepared:
         """Return the same for an answer of at most `tokens`."""
@@ -65,30 +67,72 @@ class Reader:
     def prepare(self, request: Generate) -> Prepared:
         """Return the request, ready to compute. Raises `PunieError`: `InvalidRequest` that names
         what is wrong, `ContextOverflow` with both numbers."""
-        profile = self.facts.profile
-        plan = plan_sampling(request.sampling, profile.sampling, self.facts.vocabulary)
+        plan = plan_sampling(request.sampling, self.facts.profile.sampling, self.facts.vocabulary)
+        if request.prompt is not None:
+            return self._prepare_prompt(request.prompt, plan)
         schemas = properties(request.tools)
         self._check_texts(request.messages)
         prompt = render(
             self._tokenizer,
             request.messages,
             request.tools,
-            profile.prompt_style,
+            self.facts.profile.prompt_style,
             self._controls,
-            check=lambda text: self._check_size(len(text)),
+            check=lambda text: self._check_size(len(text), "conversation"),
         )
         if not prompt.tokens:
             raise PunieError(InvalidRequest(message="the conversation renders to no tokens"))
-        room = self._room(len(prompt.tokens))
+        begun = self._begun(request, thinking=prompt.thinking)
+        tokens = prompt.tokens + self._tokenizer.encode(begun, add_special_tokens=False)
         return Prepared(
-            folder=str(self.facts.path),
-            tokens=prompt.tokens,
+            folder=str(self.facts.named),
+            tokens=tokens,
             opening=self._opening(prompt.tokens, request),
-            thinking=prompt.thinking,
-            max_tokens=min(plan.profile.max_tokens, room),
+            thinking=prompt.thinking and not begun,
+            max_tokens=min(plan.profile.max_tokens, self._room(len(tokens), "conversation")),
             plan=plan,
             schemas=schemas,
+            begun=begun,
         )
+
+    def _prepare_prompt(self, prompt: str | list[int], plan: SamplingPlan) -> Prepared:
+        tokens = self._tokens(prompt)
+        return Prepared(
+            folder=str(self.facts.named),
+            tokens=tokens,
+            opening=0,
+            thinking=False,
+            max_tokens=min(plan.profile.max_tokens, self._room(len(tokens), "prompt")),
+            plan=plan,
+            schemas={},
+        )
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        """Return a raw prompt's tokens; in a text, control tokens are what they say, and what the
+        tokenizer puts before every text is there once."""
+        if isinstance(prompt, str):
+            self._check_size(len(prompt), "prompt")
+            first = self._tokenizer.bos_token
+            special = first is None or not prompt.startswith(first)
+            tokens = self._tokenizer.encode(prompt, add_special_tokens=special)
+        else:
+            self._room(len(prompt), "prompt")
+            tokens, size = prompt, self.facts.vocabulary
+            wrong = next((id for id in tokens if not 0 <= id < size), None)
+            if wrong is not None:
+                message = f"prompt: the model has no token {wrong}, it has 0 to {size - 1}"
+                raise PunieError(InvalidRequest(message=message))
+        if not tokens:
+            raise PunieError(InvalidRequest(message="prompt: it has no tokens"))
+        return tokens
+
+    def _begun(self, request: Generate, *, thinking: bool) -> str:
+        """Return what the answer has to begin with."""
+        if request.must_call is None:
+            return ""
+        names = [tool.name for tool in request.tools]
+        format = self.facts.profile.tool_call_format
+        return opening(format, request.must_call, names, thinking=thinking)
 
     def count(self, messages: Sequence[AnyChatMessage], tools: Sequence[ToolSchema]) -> int:
         """Return the tokens of a conversation, rendered as for an answer but without the opening
@@ -122,21 +166,21 @@ class Reader:
         except PunieError:  # a template that wants a user: nothing is known to be shared then
             return []
 
-    def _room(self, tokens: int) -> int:
+    def _room(self, tokens: int, what: str) -> int:
         window = self.facts.profile.context_window
         if tokens >= window:
-            raise _overflow(f"the conversation has {tokens} tokens", tokens, window)
+            raise _overflow(f"the {what} has {tokens} tokens", tokens, window)
         return window - tokens
 
     def _check_texts(self, messages: Sequence[AnyChatMessage]) -> None:
         """Refuse what would take long even to render."""
-        self._check_size(sum(len(message.text) for message in messages))
+        self._check_size(sum(len(message.text) for message in messages), "conversation")
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, size: int, what: str) -> None:
         """Refuse what no tokenizer could make short enough, before one tries."""
         window = self.facts.profile.context_window
         if (least := size // self._longest) >= window:
-            text = f"the conversation has {size} characters, {least} tokens or more"
+            text = f"the {what} has {size} characters, {least} tokens or more"
             raise _overflow(text, least, window)
 
 

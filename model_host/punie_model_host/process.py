@@ -25,6 +25,13 @@ from punie_model_host.engine_messages import (
 from punie_model_host.engine_thread import EngineThread
 from punie_model_host.lifetime import leave, remove_socket
 from punie_model_host.log import event
+from punie_model_host.ranks import Place, Sharding
+from punie_model_host.standalone import (
+    DoorPlan,
+    log_state,
+    refuse_live_socket,
+    watch_launcher,
+)
 from punie_model_host.watchdog import LOOKS, PROGRESS_DEADLINE, Watchdog
 from punie_protocol.codec import MessageDecoder
 from punie_protocol.engine import EngineSettings
@@ -87,16 +94,20 @@ _client_decoder: MessageDecoder[ClientToModelHost] = MessageDecoder("model host"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOptions:
-    """What the supervisor started this process with. `progress_deadline` is in seconds;
-    `cache_dir` is where the prefix cache is kept between starts, None for nowhere."""
+    """What this process was started with; `control_fd` by a supervisor, else it stands alone and
+    opens `door` itself. `progress_deadline` is in seconds; `cache_dir` is where the prefix cache
+    is kept between starts, None for nowhere; `ranks` says that others compute with it, which it
+    leads."""
 
-    control_fd: int
+    control_fd: int | None
     socket_path: Path
     models_dir: Path
     model: str
     settings: EngineSettings = field(default_factory=EngineSettings)
     cache_dir: Path | None = None
     progress_deadline: float = PROGRESS_DEADLINE
+    door: DoorPlan | None = None
+    ranks: tuple[Place, Sharding] | None = None
 
 
 class _LinkSink:
@@ -111,10 +122,12 @@ class _LinkSink:
 
 class Host:
     """One run of the process. `run` returns the exit code; it does not return when the supervisor
-    is gone, the process leaves then."""
+    is gone, the process leaves then. Without one it ends by SIGTERM, SIGINT, and with whoever
+    holds the other end of its stdin."""
 
     def __init__(self, options: HostOptions) -> None:
         self._options = options
+        self._control: FrameLink[ControlToModelHost] | None = None
         self._links: set[FrameLink[ClientToModelHost]] = set()
         self._accepted = 0
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -126,22 +139,32 @@ class Host:
     async def run(self) -> int:
         """Serve until `Stop`, SIGTERM or the end of the supervisor."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the supervisor decides
         options = self._options
-        control = socket.socket(fileno=options.control_fd)
-        self._control = await FrameLink.over(control, _control_decoder, name="supervisor")
-        await greet_supervisor(self._control, Role.MODEL_HOST, Welcome)
+        if options.control_fd is not None:
+            loop.add_signal_handler(signal.SIGINT, lambda: None)  # the supervisor decides
+            self._control = await _greet(options.control_fd)
+        else:
+            refuse_live_socket(options.socket_path)
         listener = _listen(options.socket_path)
         self._engine = EngineThread(
-            options.models_dir, options.settings, options.cache_dir, loop, self._deliver
+            options.models_dir,
+            options.settings,
+            options.cache_dir,
+            loop,
+            self._deliver,
+            options.ranks,
         )
         self._desk = Desk(self._engine.post)
         self._desk.drained = self._drained.set
         self._door = Door(self._desk)
         # Before there is anything to stop in order, SIGTERM ends the process by itself.
-        loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM", _TERM_DEADLINE)
-        self._tell_supervisor(Ready())
-        self._spawn(self._read_control())
+        if options.ranks is None:
+            self._heed_signals()
+        if self._control is not None:
+            self._tell_supervisor(Ready())
+            self._spawn(self._read_control(self._control))
+        else:
+            self._stand_alone()
         self._spawn(self._accept(listener))
         self._engine.start(options.model)
         self._spawn(self._watch_engine())
@@ -149,6 +172,14 @@ class Host:
         listener.close()
         options.socket_path.unlink(missing_ok=True)
         return code
+
+    def _heed_signals(self) -> None:
+        """End in order from now on. While ranks come together nothing of Python runs: not before
+        their engine has said something."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM", _TERM_DEADLINE)
+        if self._control is None:
+            loop.add_signal_handler(signal.SIGINT, self._stop, "SIGINT", _TERM_DEADLINE)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -177,9 +208,20 @@ class Host:
 
     # supervisor
 
-    async def _read_control(self) -> None:
+    def _stand_alone(self) -> None:
+        """There is no supervisor: end with the launcher."""
+        watch_launcher(lambda: self._stop("the launcher is gone", _TERM_DEADLINE))
+
+    async def _open_own_door(self, plan: DoorPlan) -> None:
+        """Nobody comes in before there is a model: clients take an open door for a ready one."""
+        opened = await self._door.obey(plan.request())
+        if opened.error is not None:
+            event(_log, logging.CRITICAL, "no-door", error=opened.error.message)
+            self._end(EXIT_START)
+
+    async def _read_control(self, control: FrameLink[ControlToModelHost]) -> None:
         try:
-            async for message in self._control:
+            async for message in control:
                 self._on_control(message)
         except ProtocolError as error:
             event(_log, logging.ERROR, "control-broken", error=error)
@@ -191,8 +233,8 @@ class Host:
         match message:
             case Ping(nonce=nonce):
                 self._tell_supervisor(Pong(nonce=nonce, busy=self._desk.live))
-            case LoadModel(request_id=request_id, model=model):
-                self._load(request_id, model)
+            case LoadModel():
+                self._load(LoadCommand(message.request_id, message.model, message.settings))
             case OpenDoor() | CloseDoor():
                 self._spawn(self._move_door(message))
             case Stop(reason=reason, deadline_s=deadline):
@@ -205,21 +247,36 @@ class Host:
     async def _move_door(self, message: OpenDoor | CloseDoor) -> None:
         self._tell_supervisor(await self._door.obey(message))
 
-    def _load(self, request_id: int, model: str) -> None:
-        if not self._engine.post(LoadCommand(request_id, model)):
+    def _load(self, command: LoadCommand) -> None:
+        if not self._engine.post(command):
             error = Overloaded(message="the model host's engine takes no commands")
             state = ModelState(
-                request_id=request_id,
+                request_id=command.request_id,
                 state=Load.FAILED,
-                name=model,
+                name=command.model,
                 model=self._desk.model,
                 error=error,
             )
             self._tell_supervisor(state)
 
     def _tell_supervisor(self, message: ForSupervisor) -> None:
+        if self._control is None:
+            self._tell_nobody(message)
+            return
         with contextlib.suppress(LinkClosed):  # `_read_control` sees it too, and leaves
             self._control.send_nowait(message)
+
+    def _tell_nobody(self, message: ForSupervisor) -> None:
+        if not isinstance(message, ModelState):
+            return
+        log_state(message)
+        match message.state:
+            case Load.FAILED if message.model is None:
+                self._end(EXIT_START)
+            case Load.READY if self._options.door is not None:
+                self._spawn(self._open_own_door(self._options.door))
+            case _:
+                pass
 
     def _stop(self, reason: str, deadline_s: float) -> None:
         if not self._stopping:
@@ -321,6 +378,8 @@ class Host:
                 assert_never(emission)
 
     def _model_is(self, now: ModelIs) -> None:
+        if self._options.ranks is not None:
+            self._heed_signals()
         self._desk.model_is(now.facts)
         self._tell_supervisor(now.state)
         model = now.state.model
@@ -328,6 +387,12 @@ class Host:
             for link in list(self._links):
                 with contextlib.suppress(LinkClosed):  # `_serve` sees it too
                     link.send_nowait(ModelChanged(model=model))
+
+
+async def _greet(fd: int) -> FrameLink[ControlToModelHost]:
+    link = await FrameLink.over(socket.socket(fileno=fd), _control_decoder, name="supervisor")
+    await greet_supervisor(link, Role.MODEL_HOST, Welcome)
+    return link
 
 
 def _listen(path: Path) -> socket.socket:

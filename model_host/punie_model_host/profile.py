@@ -3,13 +3,13 @@ configuration says. All sizes are tokens."""
 
 import tomllib
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from punie_model_host.calls.formats import ToolCallFormat, detect
 from punie_model_host.failures import load_failed
 from punie_protocol.messages.common import PromptStyle
 
@@ -17,13 +17,6 @@ PROFILE: Final = "profile.toml"
 _DEFAULT_WINDOW: Final = 4096
 _DEFAULT_MAX_TOKENS: Final = 8192
 _HINT: Final = f"correct {PROFILE}, or remove it to use the model's own configuration"
-
-
-class ToolCallFormat(StrEnum):
-    """How the model writes a tool call."""
-
-    QWEN3_CODER = "qwen3-coder"
-    JSON = "json"
 
 
 MAX_TOKENS: Final = 100_000_000
@@ -51,9 +44,16 @@ class SamplingProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_tokens: _Tokens = _DEFAULT_MAX_TOKENS
 
 
+class KVQuantization(msgspec.Struct, frozen=True):
+    """Keys and values in `bits` a number, with a scale and a bias for each `group_size` of them."""
+
+    bits: int
+    group_size: int
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """A model's profile, complete. With `check_fences`, Python in fences of an answer must be
-    valid."""
+    valid. `adapter` is a folder, absolute or seen from the model's."""
 
     name: str
     prompt_style: PromptStyle
@@ -62,6 +62,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: tuple[str, ...]
     check_fences: bool
     sampling: SamplingProfile
+    kv_quantization: KVQuantization | None = None
+    adapter: str | None = None
 
 
 class _SamplingFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,25 +86,45 @@ class _ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tool_call_format: ToolCallFormat | None = None
     stop_tokens: list[Annotated[str, Meta(min_length=1)]] = []
     check_fences: bool = False
+    kv_bits: Literal[4, 5, 6, 8] | None = None
+    kv_group_size: Literal[32, 64, 128] = 64
+    adapter: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     sampling: _SamplingFile = _SamplingFile()
 
 
 def load_profile(
-    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], template: str
+    folder: Path,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    template: str,
+    adapter: Path | None = None,
 ) -> Profile:
-    """Return the profile of `folder`, whose configuration files and chat template are given.
-    Raises `PunieError` with `ModelLoadFailed` that names the file and the key."""
-    file = _read(folder)
-    window = file.context_window or _window(config)
+    """Return the profile of `folder`, whose configuration files and chat template are given; with
+    the folder of an `adapter` that was asked for, the profile there stands for the model's, if
+    there is one. Raises `PunieError` with `ModelLoadFailed` that names the file and the key."""
+    own = adapter is not None and (adapter / PROFILE).exists()
+    its = adapter if adapter is not None and own else folder
+    file = _read(its)
+    window, bits = file.context_window or _window(config), file.kv_bits
     return Profile(
-        name=file.name or folder.name,
+        name=_name(folder, file, adapter, own=own),
         prompt_style=file.prompt_style or PromptStyle.TOOLS,
         context_window=window,
-        tool_call_format=file.tool_call_format or _format(template),
+        tool_call_format=file.tool_call_format or _format(folder, template),
         stop_tokens=tuple(file.stop_tokens),
         check_fences=file.check_fences,
-        sampling=_sampling(folder, file.sampling, generation, window),
+        sampling=_sampling(its, file.sampling, generation, window),
+        kv_quantization=KVQuantization(bits, file.kv_group_size) if bits else None,
+        adapter=None if adapter else file.adapter,
     )
+
+
+def _name(folder: Path, file: _ProfileFile, adapter: Path | None, *, own: bool) -> str:
+    """Return what the file calls it, or the model's name and its adapter's."""
+    if file.name and (own or adapter is None):
+        return file.name
+    others = adapter.name if adapter else Path(file.adapter or "").name
+    return f"{file.name or folder.name}+{others}" if others else folder.name
 
 
 def _read(folder: Path) -> _ProfileFile:
@@ -160,5 +182,32 @@ def _window(config: Mapping[str, Any]) -> int:
     return _DEFAULT_WINDOW
 
 
-def _format(template: str) -> ToolCallFormat:
-    return ToolCallFormat.QWEN3_CODER if "<function=" in template else ToolCallFormat.JSON
+class _AddedToken(msgspec.Struct, frozen=True):
+    content: str = ""
+
+
+class _TokenizerFile(msgspec.Struct, frozen=True):
+    added_tokens: list[_AddedToken] = []
+
+
+class _TokenizerConfig(msgspec.Struct, frozen=True):
+    tool_parser_type: Any = None
+
+
+def _format(folder: Path, template: str) -> ToolCallFormat:
+    config = _part_of(folder / "tokenizer_config.json", _TokenizerConfig)
+    return detect(template, config.tool_parser_type, lambda: _special_tokens(folder))
+
+
+def _special_tokens(folder: Path) -> frozenset[str]:
+    file = _part_of(folder / "tokenizer.json", _TokenizerFile)
+    return frozenset(token.content for token in file.added_tokens)
+
+
+def _part_of[T: msgspec.Struct](path: Path, type: type[T]) -> T:
+    """Return what `type` names of a file; nothing of one that cannot be read, since the tokenizer
+    is loaded later and says what is wrong with it."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=type)
+    except OSError, msgspec.MsgspecError, RecursionError:
+        return type()

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-from punie_protocol.engine import ClientUsage, EngineStatus, Histogram
+from punie_protocol.engine import ClientUsage, DraftCounts, EngineStatus, Histogram
 
 CONTENT_TYPE: Final = formats.CONTENT_TYPE_PLAIN_0_0_4
 """Of what `exposition` returns."""
@@ -124,6 +124,10 @@ def _clients(read: Callable[[ClientUsage], float]) -> Callable[[EngineStatus], S
     return lambda status: (((client.client_id,), read(client)) for client in status.clients)
 
 
+def _drafts(read: Callable[[DraftCounts], float]) -> Callable[[EngineStatus], Samples]:
+    return lambda status: (((source,), read(counts)) for source, counts in status.drafts.items())
+
+
 def _active(status: EngineStatus) -> Samples:
     return _by(
         {"queued": status.queued, "prefilling": status.prefilling, "running": status.running}
@@ -222,13 +226,25 @@ FAMILIES: Final = (
     ),
     _gauge("kv_disk_bytes", "bytes", "The prefix cache on disk.", lambda s: _one(s.kv.disk)),
     _counter(
-        "draft_proposed_tokens", "tokens", "Draft tokens proposed.", lambda s: _one(s.proposed)
+        "draft_proposed_tokens",
+        "tokens",
+        "Draft tokens proposed, by source.",
+        _drafts(lambda c: c.proposed),
+        "source",
     ),
     _counter(
         "draft_accepted_tokens",
         "tokens",
-        "Draft tokens that the model took.",
-        lambda s: _one(s.accepted),
+        "Draft tokens that were the model's own choice.",
+        _drafts(lambda c: c.accepted),
+        "source",
+    ),
+    _counter(
+        "draft_emitted_tokens",
+        "tokens",
+        "Tokens out of forwards with a proposal: one more than was accepted, each time.",
+        _drafts(lambda c: c.emitted),
+        "source",
     ),
     _gauge(
         "client_active_requests",

@@ -9,15 +9,16 @@ from typing import Any, Final
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
 from punie_model_host.batch import Batch, LayerCaches, RaggedBatch, Row
 from punie_model_host.engine_messages import Key
 from punie_model_host.jobs import Ticket
+from punie_model_host.kv_arrays import LayerKV
+from punie_model_host.memory import at_once
 from punie_model_host.prefix_cache import PrefixCache, Read
-from punie_model_host.ragged import LayerKV, sequence_cache
 from punie_model_host.request import Phase, Request
 from punie_model_host.scheduler import Scheduler
+from punie_model_host.sequences import span_of
 from punie_model_host.token_trie import TOKEN_BYTES, common_prefix
 
 _WARM_BYTES: Final = 64 * 1024 * 1024
@@ -45,8 +46,20 @@ class Prompts:
     are. Of a ragged batch any tokens can be kept, of others whole caches. For the engine's
     thread."""
 
-    def __init__(self, model: Any, batch: Batch, cache: PrefixCache, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch: Batch,
+        cache: PrefixCache,
+        scheduler: Scheduler,
+        *,
+        score_bytes: int = 0,
+    ) -> None:
+        """`score_bytes` are those of one token's scores for one other, where packed keys have
+        attention keep all scores of a forward."""
         self._model = model
+        self._score_bytes = score_bytes
+        self._batch = batch
         self._ragged = batch if isinstance(batch, RaggedBatch) else None
         self._cache = cache
         self._scheduler = scheduler
@@ -120,14 +133,21 @@ class Prompts:
         """Return caches that hold as many of `tokens` as the prefix cache has, and how many."""
         if self._ragged is None:
             length, states = self._cache.lease_state(tokens)
-            return states or make_prompt_cache(self._model), length
+            return states or self._batch.new_caches(), length
         lease = self._cache.lease(tokens)
         if not lease.length or lease.layers is None:
-            return make_prompt_cache(self._model), 0
-        return [sequence_cache(*layer) for layer in lease.layers], lease.length
+            return self._batch.new_caches(), 0
+        return self._ragged.caches_of(lease.layers), lease.length
 
     def forward(self, tokens: Sequence[int], caches: LayerCaches) -> mx.array:
-        """Return the logits of `tokens` after what is in the caches, lazily."""
+        """Return the logits of `tokens` after what is in the caches, lazily; those of the last ones
+        where not all can be computed at once."""
+        while self._score_bytes and len(tokens) > (
+            most := at_once(caches[0].offset, self._score_bytes)
+        ):
+            self._model(mx.array([list(tokens[:most])]), cache=caches)
+            mx.async_eval([cache.state for cache in caches])
+            tokens = tokens[most:]
         return self._model(mx.array([list(tokens)]), cache=caches)
 
     def _begin(self, request: Request, now: float) -> bool:
@@ -237,7 +257,7 @@ def _ticket(request: Request) -> Ticket:
 
 def _reader(caches: LayerCaches) -> Read:
     def read(start: int, stop: int) -> list[LayerKV]:
-        return [(c.keys[..., start:stop, :], c.values[..., start:stop, :]) for c in caches]
+        return [span_of(cache, start, stop) for cache in caches]
 
     return read
 

@@ -6,16 +6,16 @@ row's length, and a row is taken back, cut or given up by a number: nothing is r
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, create_attention_mask
+from mlx_lm.models.cache import create_attention_mask
+
+from punie_model_host.kv_arrays import LayerKV
+from punie_model_host.profile import KVQuantization
 
 BLOCK: Final = 256
 """Tokens by which the buffers grow, at least."""
-
-type LayerKV = tuple[mx.array, mx.array]
-"""Keys and values of one layer: ``(1, kv_heads, tokens, head_dim)``."""
 
 
 class Frame:
@@ -48,8 +48,7 @@ class RaggedKVCache:
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self._buffers: LayerKV = ()
 
     @property
     def offset(self) -> mx.array:
@@ -57,33 +56,50 @@ class RaggedKVCache:
         return self._frame.offset
 
     @property
+    def keys(self) -> mx.array:
+        """The first buffer, once there is one: mlx-lm's pipelined models replace it by itself and
+        what they send, to have that sent."""
+        return self._buffers[0]
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self._buffers = (keys, *self._buffers[1:])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the buffers, rubbish included."""
-        if self.keys is None or self.values is None:
-            return 0
-        return self.keys.nbytes + self.values.nbytes
+        return sum(buffer.nbytes for buffer in self._buffers)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    @property
+    def room(self) -> tuple[int, int]:
+        """Rows and tokens that the buffers have room for."""
+        if not self._buffers:
+            return 0, 0
+        rows, _, tokens, _ = self._buffers[0].shape
+        return rows, tokens
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
         """Write ``(rows, heads, n, dim)`` behind each row's tokens; return the rows' keys and
         values as far as the longest of them reaches now."""
-        rows, _, tokens, _ = keys.shape
-        end = self._frame.longest + tokens
-        self.reserve(rows, end, keys, values)
-        assert self.keys is not None
-        assert self.values is not None
-        if self._frame.is_even:
-            start = self._frame.longest
-            self.keys[:rows, :, start:end] = keys
-            self.values[:rows, :, start:end] = values
-        elif self.keys.shape[0] == rows:  # twice as fast as a scatter, on a CPU
-            self.keys = mx.put_along_axis(self.keys, self._frame.places(keys), keys, 2)
-            self.values = mx.put_along_axis(self.values, self._frame.places(values), values, 2)
+        return self._update((keys, values))
+
+    def _update(self, new: LayerKV) -> LayerKV:
+        frame, (rows, _, tokens, _) = self._frame, new[0].shape
+        end = frame.longest + tokens
+        self.reserve(rows, end, new)
+        pairs = list(zip(self._buffers, new, strict=True))
+        if frame.is_even:
+            for buffer, one in pairs:
+                buffer[:rows, :, frame.longest : end] = one
+        elif self.room[0] == rows:  # twice as fast as a scatter, on a CPU
+            self._buffers = tuple(
+                mx.put_along_axis(buffer, frame.places(one), one, 2) for buffer, one in pairs
+            )
         else:
-            row = self._frame.rows[:, None]
-            place = self._frame.offset[:, None] + mx.arange(tokens)
-            self.keys[row, :, place] = keys.transpose(0, 2, 1, 3)
-            self.values[row, :, place] = values.transpose(0, 2, 1, 3)
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+            row, place = frame.rows[:, None], frame.offset[:, None] + mx.arange(tokens)
+            for buffer, one in pairs:
+                buffer[row, :, place] = one.transpose(0, 2, 1, 3)
+        return tuple(buffer[:rows, :, :end] for buffer in self._buffers)
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
@@ -100,46 +116,66 @@ class RaggedKVCache:
             mask = mask & (keys > place - window_size)
         return mask
 
-    def reserve(self, rows: int, tokens: int, keys: mx.array, values: mx.array) -> None:
-        """Have room for that many, of the shape and type of `keys` and `values`."""
-        self.keys = _grown(self.keys, rows, tokens, keys)
-        self.values = _grown(self.values, rows, tokens, values)
+    def reserve(self, rows: int, tokens: int, like: LayerKV) -> None:
+        """Have room for that many, of the shapes and types of `like`."""
+        buffers = self._buffers or (None,) * len(like)
+        self._buffers = tuple(
+            _grown(buffer, rows, tokens, one) for buffer, one in zip(buffers, like, strict=True)
+        )
 
-    def put(self, row: int, keys: mx.array, values: mx.array) -> None:
+    def put(self, row: int, layer: LayerKV) -> None:
         """Write all tokens of a row; there must be room."""
-        assert self.keys is not None
-        assert self.values is not None
-        tokens = keys.shape[2]
-        self.keys[row : row + 1, :, :tokens] = keys
-        self.values[row : row + 1, :, :tokens] = values
+        for buffer, one in zip(self._buffers, layer, strict=True):
+            buffer[row : row + 1, :, : one.shape[2]] = one
 
     def take(self, row: int, start: int, stop: int) -> LayerKV:
         """Return tokens of a row, as slices: they hold the whole buffer while they are not
         copied."""
-        assert self.keys is not None
-        assert self.values is not None
-        span = (slice(row, row + 1), slice(None), slice(start, stop))
-        return self.keys[span], self.values[span]
+        return tuple(buffer[row : row + 1, :, start:stop] for buffer in self._buffers)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Overwrite a row by another one."""
         if tokens:  # before the first forward there may be no buffer yet
-            self.put(target, *self.take(source, 0, tokens))
+            self.put(target, self.take(source, 0, tokens))
         self.clear(target, tokens)
 
     def clear(self, row: int, start: int = 0) -> None:
         """Forget a row's values from `start` on. A masked key weighs nothing, but nothing times
         the NaN of a broken row is NaN: it must not be there when the place has a new owner."""
-        if self.values is not None:
-            self.values[row : row + 1, :, start:] = 0
+        for buffer in self._buffers[len(self._buffers) // 2 :]:
+            buffer[row : row + 1, :, start:] = 0
 
     def shrink(self, rows: int, tokens: int) -> None:
         """Give back the room for more than that; all of it for no rows."""
-        if not rows or self.keys is None or self.values is None:
-            self.keys = self.values = None
-            return
-        self.keys = mx.contiguous(self.keys[:rows, :, :tokens])
-        self.values = mx.contiguous(self.values[:rows, :, :tokens])
+        kept = self._buffers if rows else ()
+        self._buffers = tuple(mx.contiguous(buffer[:rows, :, :tokens]) for buffer in kept)
+
+
+class QuantizedRaggedKVCache(RaggedKVCache):
+    """One layer of all rows in a few bits a number. `bits` and `group_size` are what mlx-lm's
+    attention looks for."""
+
+    def __init__(self, frame: Frame, quantization: KVQuantization) -> None:
+        super().__init__(frame)
+        self.bits = quantization.bits
+        self.group_size = quantization.group_size
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
+        """Write ``(rows, heads, n, dim)`` behind each row's tokens; return packed numbers, scales
+        and biases of the rows' keys, and of their values."""
+        packed = [
+            mx.quantize(array, group_size=self.group_size, bits=self.bits)
+            for array in (keys, values)
+        ]
+        found = self._update((*packed[0], *packed[1]))
+        return found[:3], found[3:]
+
+
+def ragged_cache(frame: Frame, quantization: KVQuantization | None) -> RaggedKVCache:
+    """Return an empty cache of one layer."""
+    if quantization is None:
+        return RaggedKVCache(frame)
+    return QuantizedRaggedKVCache(frame, quantization)
 
 
 def _grown(buffer: mx.array | None, rows: int, tokens: int, like: mx.array) -> mx.array:
@@ -158,10 +194,3 @@ def _grown(buffer: mx.array | None, rows: int, tokens: int, like: mx.array) -> m
 def blocks(tokens: int) -> int:
     """Return `tokens` rounded up to whole blocks."""
     return -(-tokens // BLOCK) * BLOCK
-
-
-def sequence_cache(keys: mx.array, values: mx.array) -> KVCache:
-    """Return mlx-lm's cache of one sequence that holds these keys and values."""
-    cache = KVCache()
-    cache.state = (keys, values, keys.shape[2])
-    return cache

@@ -9,9 +9,10 @@ from typing import Final
 from punie_model_host.batch import LayerCaches, Row
 from punie_model_host.engine_messages import Key, Submit
 from punie_model_host.loading import LoadedModel
+from punie_model_host.ngram import History
 from punie_model_host.output import Delta, Output
+from punie_model_host.parsers import OneCall, Parser, Verbatim
 from punie_model_host.prepare import Prepared
-from punie_model_host.profile import ToolCallFormat
 from punie_model_host.sampling import RowSampler
 from punie_model_host.token_trie import encode
 from punie_model_host.toolcalls import AnswerParser
@@ -88,11 +89,22 @@ class Request:
         self._reported = float("-inf")
         self._stop_ids = loaded.stop_ids
         self._output = _output(submit, prepared, loaded, new_call_id)
+        self._one_call = submit.request.one_call
 
     @cached_property
     def encoded(self) -> bytes:
         """The prompt less its last token, as prompts are compared."""
         return encode(self.prompt[:-1])
+
+    @cached_property
+    def history(self) -> History:
+        """Prompt and answer so far, as drafts are found in them."""
+        return History(self.tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be dispatched."""
+        return self.max_tokens - self.dispatched
 
     @property
     def total(self) -> int:
@@ -159,6 +171,8 @@ class Request:
         """Take the next token of the answer, return what the client is to see; the last of it is
         `Finished`, or `Failed` for an answer that cannot be used, and the phase DONE then."""
         self.generated.append(token)
+        if "history" in self.__dict__:
+            self.history.append(token)
         if len(self.generated) == 1:
             self.times.first = now
         self.times.last = now
@@ -167,7 +181,7 @@ class Request:
         produced: list[Produced] = [*self._output.add(token)]
         if self._output.fault is not None:
             return produced + self._fail(self._output.fault)
-        if self._output.is_complete:
+        if self._output.is_complete or (self._one_call and self._output.calls):
             return produced + self._finish(cut=False)
         more = len(self.generated) < self.max_tokens
         return produced if more else produced + self._finish(cut=True)
@@ -178,7 +192,7 @@ class Request:
             return produced + self._fail(self._output.fault)
         self.go(Phase.DONE)
         reason = StopReason.LENGTH if cut else StopReason.STOP
-        if self._output.calls:
+        if self._output.calls and not self._output.is_cut:
             reason = StopReason.TOOL_CALLS
         finished = Finished(
             request_id=self.key.request_id,
@@ -204,14 +218,23 @@ class Request:
 def _output(
     submit: Submit, prepared: Prepared, loaded: LoadedModel, new_call_id: Callable[[], str]
 ) -> Output:
-    bare = loaded.profile.tool_call_format is ToolCallFormat.QWEN3_CODER
     return Output(
         submit.key.request_id,
         loaded.tokenizer,
-        AnswerParser(prepared.schemas, bare_functions=bare, thinking=prepared.thinking),
+        _parser(submit, prepared, loaded),
         (*prepared.plan.stop, *loaded.stop_texts),
         new_call_id,
+        continues=submit.request.prompt is not None,
     )
+
+
+def _parser(submit: Submit, prepared: Prepared, loaded: LoadedModel) -> Parser:
+    if submit.request.prompt is not None:
+        return Verbatim()
+    format = loaded.profile.tool_call_format
+    parser = AnswerParser(prepared.schemas, format, thinking=prepared.thinking)
+    parser.feed(prepared.begun)  # the beginning of a call is no piece yet
+    return OneCall(parser) if submit.request.one_call else parser
 
 
 def _ms(seconds: float) -> float:

@@ -22,6 +22,7 @@ import mlx.core as mx
 
 from punie_model_host.profile import SamplingProfile
 from punie_model_host.sampling_plan import SamplingPlan
+from punie_model_host.world import world
 
 PENALTY_CONTEXT: Final = 20
 """Tokens, prompt included, that penalties look back on; mlx-lm's number."""
@@ -78,10 +79,14 @@ class RowSampler:
         missing = PENALTY_CONTEXT - len(self._before)
         return mx.array([*[self._vocabulary] * missing, *self._before], dtype=mx.uint32)
 
-    def draw(self) -> Draw:
-        """Return the chance of the present position."""
+    def bias_at(self, position: int) -> mx.array:
+        """Return what is added to the logits of that position, ``(vocabulary,)``."""
+        return self.bias
+
+    def draw(self, position: int) -> Draw:
+        """Return the chance of a position."""
         digest = hashlib.blake2b(
-            struct.pack("<QQ", self.plan.seed, self.position), digest_size=16
+            struct.pack("<QQ", self.plan.seed, position), digest_size=16
         ).digest()
         high, low, coin = struct.unpack("<IIQ", digest)
         return Draw((high, low), coin / 2**64 < self.plan.profile.xtc_probability)
@@ -91,6 +96,44 @@ class RowSampler:
         self.position += 1
         if self.plan.penalizes:
             self.recent = mx.concatenate([self.recent[1:], tokens[at : at + 1]])
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Take several tokens as this row's next."""
+        self.recent, self.position = self.recent_after(tokens), self.position + len(tokens)
+
+    def recent_after(self, tokens: Sequence[int]) -> mx.array:
+        """Return what `recent` is once `tokens` are taken."""
+        if not tokens or not self.plan.penalizes:
+            return self.recent
+        last = mx.array(list(tokens[-PENALTY_CONTEXT:]), dtype=mx.uint32)
+        return mx.concatenate([self.recent, last])[-PENALTY_CONTEXT:]
+
+
+class Place(NamedTuple):
+    """A position of a row: its next one, if `drafts` are its next tokens."""
+
+    row: RowSampler
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def plan(self) -> SamplingPlan:
+        """The row's plan."""
+        return self.row.plan
+
+    @property
+    def position(self) -> int:
+        """Tokens of the answer before it."""
+        return self.row.position + len(self.drafts)
+
+    @property
+    def bias(self) -> mx.array:
+        """What is added to the logits."""
+        return self.row.bias_at(self.position)
+
+    @property
+    def recent(self) -> mx.array:
+        """The tokens before it that penalties look back on."""
+        return self.row.recent_after(self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,35 +147,42 @@ class Draw:
 def sample(logits: mx.array, rows: Sequence[RowSampler]) -> Sampled:
     """Return the next token of each row of `logits` ``(rows, vocabulary)``, lazily, and take each
     row one token further. Raises `RowError`; every row is as before then."""
-    chance = [n for n, row in enumerate(rows) if row.plan.draws]
-    draws = [_attributed(n, rows[n]) for n in chance]
-    logits = _change(logits, [n for n, row in enumerate(rows) if _adjusts(row)], rows, _adjusted)
-
-    def drawn(part: mx.array, some: Sequence[RowSampler]) -> mx.array:
-        return _drawn(part, [row.plan.profile for row in some], draws)
-
-    sampled = _best(_change(logits, chance, rows, drawn))
+    sampled = look_ahead(logits, [Place(row) for row in rows])
     for n, row in enumerate(rows):
         row.advance(sampled.tokens, n)
     return sampled
 
 
-def _attributed(index: int, row: RowSampler) -> Draw:
+def look_ahead(logits: mx.array, places: Sequence[Place]) -> Sampled:
+    """Return the token that comes at each of `places` by its row of `logits`
+    ``(places, vocabulary)``, lazily: what `sample` would say there. Raises `RowError`."""
+    chance = [n for n, place in enumerate(places) if place.plan.draws]
+    draws = [_attributed(n, places[n]) for n in chance]
+    adjusted = [n for n, place in enumerate(places) if _adjusts(place.plan)]
+    logits = _change(logits, adjusted, places, _adjusted)
+
+    def drawn(part: mx.array, some: Sequence[Place]) -> mx.array:
+        return _drawn(part, [place.plan.profile for place in some], draws)
+
+    return _best(_change(logits, chance, places, drawn))
+
+
+def _attributed(index: int, place: Place) -> Draw:
     try:
-        return row.draw()
+        return place.row.draw(place.position)
     except Exception as error:
         raise RowError(index, error) from error
 
 
-def _adjusts(row: RowSampler) -> bool:
-    return row.plan.penalizes or bool(row.plan.bias)
+def _adjusts(plan: SamplingPlan) -> bool:
+    return plan.penalizes or bool(plan.bias)
 
 
 def _change(
     logits: mx.array,
     chosen: list[int],
-    rows: Sequence[RowSampler],
-    change: Callable[[mx.array, Sequence[RowSampler]], mx.array],
+    rows: Sequence[Place],
+    change: Callable[[mx.array, Sequence[Place]], mx.array],
 ) -> mx.array:
     """Return `logits` with the `chosen` rows changed; the others are as they were."""
     if not chosen:
@@ -147,10 +197,10 @@ def _change(
 def _best(scores: mx.array) -> Sampled:
     tokens = mx.argmax(scores, axis=-1)
     best = mx.take_along_axis(scores, tokens[:, None], axis=-1)
-    return Sampled(tokens, mx.isfinite(best[:, 0]))
+    return Sampled(*world().agreed(tokens, mx.isfinite(best[:, 0])))
 
 
-def _adjusted(logits: mx.array, rows: Sequence[RowSampler]) -> mx.array:
+def _adjusted(logits: mx.array, rows: Sequence[Place]) -> mx.array:
     """Add biases and subtract penalties."""
     if any(row.plan.bias for row in rows):
         logits = logits + mx.stack([row.bias for row in rows])
@@ -164,7 +214,7 @@ def _adjusted(logits: mx.array, rows: Sequence[RowSampler]) -> mx.array:
     return logits - _column(p.frequency_penalty for p in profiles) * counts
 
 
-def _counts(logits: mx.array, rows: Sequence[RowSampler]) -> mx.array:
+def _counts(logits: mx.array, rows: Sequence[Place]) -> mx.array:
     """How often each token is among the recent ones of each row."""
     count, vocabulary = logits.shape
     recent = mx.stack([row.recent for row in rows])

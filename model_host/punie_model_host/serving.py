@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.utils import can_run_metal
 
 from punie_model_host.batch import RaggedBatch, Row
 from punie_model_host.desk import MAX_LIVE, MAX_OF_CLIENT
+from punie_model_host.draft_model import DraftModel
 from punie_model_host.engine_messages import Key, Submit
 from punie_model_host.kv_tier import KVTier, fingerprint
 from punie_model_host.loading import LoadedModel
 from punie_model_host.log import event
-from punie_model_host.memory import SCRATCH, KVBudget, kv_bytes_per_token, machine_budget
+from punie_model_host.memory import (
+    SCRATCH,
+    KVBudget,
+    kv_bytes_per_token,
+    machine_budget,
+    score_bytes,
+)
 from punie_model_host.pace import Pace
 from punie_model_host.prefix_cache import PrefixCache
 from punie_model_host.prepare import Prepared, Reader
@@ -26,7 +32,9 @@ from punie_model_host.prompts import Prompts
 from punie_model_host.request import Request
 from punie_model_host.sampling import RowSampler
 from punie_model_host.scheduler import ScheduleLimits, Scheduler
-from punie_protocol.engine import EngineSettings, KVStatus
+from punie_model_host.speculation import Speculator
+from punie_model_host.world import world
+from punie_protocol.engine import DraftModelStatus, EngineSettings, KVStatus, Speculation
 from punie_protocol.errors import ContextOverflow, PunieError
 
 _MB: Final = 1024 * 1024
@@ -40,12 +48,21 @@ class Serving:
     """What belongs to one loaded model, from its load to its end. For the engine's thread."""
 
     def __init__(
-        self, loaded: LoadedModel, settings: EngineSettings, cache_dir: Path | None
+        self,
+        loaded: LoadedModel,
+        settings: EngineSettings,
+        cache_dir: Path | None,
+        choose_draft: Callable[[], tuple[DraftModel | None, DraftModelStatus]],
+        clock: Callable[[], float],
     ) -> None:
+        """`choose_draft` returns the draft model, loaded. Raises what that raises."""
         self._loaded = loaded
         self._reader = Reader(loaded.facts, loaded.tokenizer)
-        self.batch = make_batch(loaded.model, loaded.info.name)
-        self._kv = _kv_budget(loaded, settings)
+        self.batch = make_batch(loaded.model, loaded.info.name, loaded.profile.kv_quantization)
+        world().alike("the batch", type(self.batch).__name__)
+        sliceable = isinstance(self.batch, RaggedBatch)
+        self._draft, self._draft_status = choose_draft() if sliceable else _no_drafts(settings)
+        self._kv = _kv_budget(loaded, settings, self._draft)
         _bound_freed()
         self._settings = settings
         self._pace = Pace(_FIRST_CHUNK)
@@ -60,26 +77,49 @@ class Serving:
             ),
             self._kv.fits,
         )
-        sliceable = isinstance(self.batch, RaggedBatch)
         self._cache = PrefixCache(
             self._kv.total,
             tier=_tier(loaded, settings, cache_dir) if sliceable else None,
             sliceable=sliceable,
         )
-        self.prompts = Prompts(loaded.model, self.batch, self._cache, self.scheduler)
+        self.prompts = Prompts(
+            loaded.model,
+            self.batch,
+            self._cache,
+            self.scheduler,
+            score_bytes=_score_bytes(loaded),
+        )
+        self.speculator = Speculator(
+            settings.speculation if sliceable else Speculation.OFF,
+            settings.num_draft_tokens,
+            self._draft,
+            clock,
+        )
 
     @property
-    def model(self) -> Any:
-        """The model itself."""
-        return self._loaded.model
+    def models(self) -> list[Any]:
+        """The model itself, and the one that drafts for it."""
+        return [self._loaded.model, *([self._draft.model] if self._draft else [])]
+
+    @property
+    def draft_status(self) -> DraftModelStatus:
+        """What is to be said of the draft model."""
+        failed = self._draft is not None and self._draft.error
+        return DraftModelStatus(error=failed) if failed else self._draft_status
 
     # a request's way
 
-    def admit(self, submit: Submit, new_call_id: Callable[[], str]) -> Request:
-        """Queue a request. Raises `PunieError` when it cannot be answered, or not now."""
+    def admit(
+        self,
+        submit: Submit,
+        new_call_id: Callable[[], str],
+        read: Callable[[Callable[[], Prepared]], Prepared],
+    ) -> Request:
+        """Queue a request; `read` is as for `Engine`. Raises `PunieError` when it cannot be
+        answered, or not now."""
         prepared = submit.prepared
-        if prepared is None or prepared.folder != str(self._loaded.facts.path):
-            prepared = self._reader.prepare(submit.request)
+        if prepared is None or prepared.folder != str(self._loaded.facts.named):
+            prepared = read(lambda: self._reader.prepare(submit.request))
         request = Request(submit, self._within_memory(prepared), self._loaded, new_call_id)
         self.prompts.add(request)
         return request
@@ -99,13 +139,14 @@ class Serving:
 
     def release(self, request: Request, *, intact: bool) -> None:
         """A request is over: keep its keys and values if they are `intact`, and forget it."""
+        self.speculator.forget(request.key)
         caches, length = self.prompts.forget(request)  # whatever fails below, nobody plans it again
         self.batch.forget(request.key)
         row, request.row = request.row, None
         if request.key in self.batch:
             row = self.batch.leave(request.key)
         if row is not None:
-            caches, length = row.caches, row.length
+            caches, length = row.caches, min(row.length, len(request.tokens))
         if intact and caches and length:
             self.prompts.keep(request.tokens[:length], caches)
 
@@ -151,7 +192,7 @@ class Serving:
         """Return the bytes of keys and values."""
         requests = list(requests)
         return KVStatus(
-            running=self._running(requests),
+            running=self._running(requests) + (self._draft.nbytes if self._draft else 0),
             reserved=self._kv.predicted(self.scheduler.totals),
             cache=self._cache.nbytes,
             budget=self._kv.total,
@@ -188,18 +229,33 @@ class Serving:
         return self.batch.nbytes + sum(request.nbytes for request in requests)
 
 
-def _kv_kind(model: Any) -> mx.Dtype:
+def _kv_kind(loaded: LoadedModel) -> mx.Dtype:
     """Return the type of a key's numbers: that of the weights that are no packed integers."""
-    arrays = (a for _, a in tree_flatten(model.parameters()) if isinstance(a, mx.array))
-    kinds = [a.dtype for a in arrays if mx.issubdtype(a.dtype, mx.floating)]
+    kinds = [a.dtype for a in loaded.arrays if mx.issubdtype(a.dtype, mx.floating)]
     return max(kinds, key=lambda kind: kind.size, default=mx.float32)
 
 
-def _kv_budget(loaded: LoadedModel, settings: EngineSettings) -> KVBudget:
+def _no_drafts(settings: EngineSettings) -> tuple[None, DraftModelStatus]:
+    """Return what is said of a draft model where rows are computed one by one."""
+    error = "this model's caches cannot take tokens back: it has no drafts"
+    return None, DraftModelStatus(error=error if settings.draft_model else "")
+
+
+def _kv_budget(loaded: LoadedModel, settings: EngineSettings, draft: DraftModel | None) -> KVBudget:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     metal = int(mx.device_info()["max_recommended_working_set_size"]) if can_run_metal() else None
-    total = machine_budget(settings, loaded.folder.weight_bytes, memory, metal)
-    return KVBudget(total, kv_bytes_per_token(loaded.folder.config, _kv_kind(loaded.model).size))
+    weights = loaded.nbytes + (draft.weight_bytes if draft else 0)
+    total = world().least(machine_budget(settings, weights, memory, metal))
+    itemsize, quantization = _kv_kind(loaded).size, loaded.profile.kv_quantization
+    per_token = kv_bytes_per_token(loaded.folder.config, itemsize, quantization)
+    budget = KVBudget(total, world().part(per_token))
+    return draft.share(budget) if draft else budget
+
+
+def _score_bytes(loaded: LoadedModel) -> int:
+    if loaded.profile.kv_quantization is None:
+        return 0
+    return score_bytes(loaded.folder.config, _kv_kind(loaded).size)
 
 
 def _bound_freed() -> None:
@@ -212,8 +268,14 @@ def _tier(loaded: LoadedModel, settings: EngineSettings, cache_dir: Path | None)
     """Return what is kept on disk; with a budget of 0 what was kept before is deleted."""
     if cache_dir is None:
         return None
+    adapter = loaded.folder.adapter
     try:
-        its = fingerprint(loaded.folder.path, str(_kv_kind(loaded.model)))
+        its = fingerprint(
+            loaded.folder.path,
+            str(_kv_kind(loaded)),
+            quantization=loaded.profile.kv_quantization,
+            adapter=adapter.path if adapter else None,
+        )
     except OSError as error:  # the folder is gone since it was read
         event(_log, logging.WARNING, "kv-tier-not-used", model=loaded.info.name, error=error)
         return None

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-type LayerKV = tuple[Any, Any]
-"""Keys and values of one layer: MLX arrays of shape (1, heads, tokens, size)."""
+type LayerKV = tuple[Any, ...]
+"""What one layer keeps of a span: MLX arrays of shape (1, heads, tokens, size)."""
 
 MAX_SPAN: Final = 256
 TOKEN_BYTES: Final = array("I").itemsize

@@ -5,12 +5,13 @@ snake_case, as ``punie status --json`` prints them.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from punie_protocol.backends import Backend
-from punie_protocol.engine import DoorStatus, EngineStatus, Port
+from punie_protocol.engine import DoorStatus, EngineSettings, EngineStatus, Port, Speculation
 from punie_protocol.errors import WireError
 from punie_protocol.isolation import WorkerLimits
 from punie_protocol.messages.common import (
@@ -50,6 +51,10 @@ PROMPT: Final = "_punie/prompt"
 SERVE: Final = "_punie/serve"
 """Request: open the model host's HTTP door, or close it. Params `Serve`, result
 `engine.DoorStatus`."""
+USE: Final = "_punie/use"
+"""Request: have our model host use another model, or other settings of its engine, from now on.
+It waits for the turns under way; `PROGRESS` to who asked meanwhile. Params `Use`, result
+`UseReport`."""
 SHUTDOWN: Final = "_punie/shutdown"
 """Request without params: end the daemon. Answered with ``{}`` before it ends."""
 
@@ -131,7 +136,8 @@ class Accepted(_Meta, frozen=True):
 
 
 class Progress(_Meta, frozen=True):
-    """Params of `PROGRESS`: one line for a person, and how far (bytes) when that is known."""
+    """Params of `PROGRESS`: one line for a person, and how far (bytes) when that is known.
+    `session_id` is empty when it is of a request that is no prompt."""
 
     session_id: str
     text: str
@@ -268,6 +274,32 @@ class Serve(_Meta, frozen=True):
     stop: bool = False
 
 
+class Drafting(_Meta, frozen=True):
+    """Settings of the engine that a command line changes until the daemon ends; what is None stays.
+    `num_draft_tokens` 0: as many as pay; `draft_model` is a name or an absolute path, empty:
+    none."""
+
+    speculation: Speculation | None = None
+    num_draft_tokens: Annotated[int, Meta(ge=0, le=64)] | None = None
+    draft_model: Annotated[str, Meta(max_length=4096)] | None = None
+
+
+class Use(Drafting, frozen=True):
+    """Params of `USE`. `model` is a name or an absolute path; None: the one in use."""
+
+    model: str | None = None
+
+
+class UseReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of `USE`: the model as it was asked for, its folder (empty while the host has not been
+    needed), the engine's settings; `changed` is false when all was so already."""
+
+    model: str
+    folder: str
+    settings: EngineSettings
+    changed: bool
+
+
 class About(_Meta, frozen=True):
     """In the response to ``initialize``: the frame protocol's number."""
 
@@ -287,7 +319,8 @@ class WorkerState(StrEnum):
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The model host and its model. `state` is ``loading``, ``ready``, ``failed`` or a
     `WorkerState` while the process itself is not ready; ``server`` when the model of prompts that
-    name none is a server's and our host has not been needed."""
+    name none is a server's and our host has not been needed. `settings` are the engine's, those in
+    force."""
 
     name: str
     folder: str
@@ -297,6 +330,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: WireError | None = None
     engine: EngineStatus | None = None
     door: DoorStatus | None = None
+    settings: EngineSettings | None = None
 
 
 class WorkerStart(StrEnum):

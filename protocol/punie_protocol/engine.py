@@ -26,6 +26,19 @@ class Kernels(StrEnum):
     OFF = "off"
 
 
+class Speculation(StrEnum):
+    """Where the tokens come from that the model is shown before it has made them. Whatever is
+    chosen, the answer is the same; a step whose drafts would cost more than they bring has none."""
+
+    OFF = "off"
+    NGRAM = "ngram"
+    """From the request's own tokens: an edit repeats what it edits."""
+    DRAFT = "draft"
+    """From a draft model."""
+    AUTO = "auto"
+    """From both, if there is a draft model."""
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[engine]`` of the config file.
 
@@ -35,6 +48,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     is how many requests are decoded at once, `step_tokens` the tokens of one step, rows and prompt
     together; ``None``: as the device likes. `openai_port` opens the HTTP door with the daemon; 0
     takes any free port. `cpu_kernels`: fused ones need a C++ compiler.
+
+    `num_draft_tokens` is how many tokens of a row are drafted a step at most, ``None``: as many as
+    pay. `draft_model` is a model's name or absolute path, as for the model itself; it has the same
+    tokenizer.
     """
 
     memory_mb: Annotated[int, Meta(ge=16, le=10_000_000)] | None = None
@@ -44,6 +61,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     step_tokens: Annotated[int, Meta(ge=16, le=65_536)] | None = None
     openai_port: Port | None = None
     cpu_kernels: Kernels = Kernels.AUTO
+    speculation: Speculation = Speculation.AUTO
+    num_draft_tokens: Annotated[int, Meta(ge=1, le=64)] | None = None
+    draft_model: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +114,23 @@ class ClientUsage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
 
 
+class DraftCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one source of drafts: tokens proposed, those that the model's own choice was, and tokens
+    that came out of forwards with a proposal (one more than was accepted, each time)."""
+
+    proposed: int = 0
+    accepted: int = 0
+    emitted: int = 0
+
+
+class DraftModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The draft model: its name, or why the one that is asked for is not used; both empty if none
+    is."""
+
+    name: str = ""
+    error: str = ""
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at one moment. Counters are since the host started; rates are tokens a second over
     the last ten seconds in which there was work.
@@ -102,7 +139,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     in turn, `batch` were in the last step. `requests` counts ends by how: ``finished``,
     ``cancelled``, ``failed``, ``rejected``. `rejected` counts refusals by the error's kind.
     `cached_share` is of all input tokens. `ttft_s` counts from arrival to the first token,
-    `gap_s` from a token of a request to its next. `proposed`, `accepted`: draft tokens.
+    `gap_s` from a token of a request to its next. `drafts` counts by
+    source, ``ngram`` and ``draft``.
     """
 
     queued: int = 0
@@ -122,8 +160,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     gap_s: Histogram | None = None
     batch_rows: Histogram | None = None
     kv: KVStatus = KVStatus()
-    proposed: int = 0
-    accepted: int = 0
+    drafts: dict[str, DraftCounts] = {}
+    draft_model: DraftModelStatus = DraftModelStatus()
     clients: list[ClientUsage] = msgspec.field(default_factory=list[ClientUsage])
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Number of the frame protocol; two ends with different numbers refuse each other."""
 
 FRAME_HEADER_SIZE: Final = 4

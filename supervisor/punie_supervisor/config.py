@@ -16,7 +16,7 @@ from punie_protocol.errors import InvalidRequest, ModelUnavailable, PunieError
 from punie_protocol.isolation import SandboxSettings, WorkerLimits
 from punie_protocol.messages.common import Isolation
 from punie_protocol.permissions import PermissionSettings, check_settings
-from punie_supervisor import config_faults
+from punie_supervisor import config_faults, drafting
 from punie_supervisor.paths import Paths
 
 EMBEDDED: Final = "embedded"
@@ -71,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if backends.is_backend(self.model):
             backends.parse(self.model)
         check_settings(self.permissions)
+        drafting.check(self.engine)
         _check_sandbox(self.sandbox)
         seen: dict[str, int] = {}
         for number, server in enumerate(self.servers):

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from punie_protocol.backends import is_backend
+from punie_protocol.client import Drafting
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import ProcessLost
 from punie_supervisor import child_spec, logs
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.child_spec import Programs
 from punie_supervisor.config import EMBEDDED, Config
 from punie_supervisor.door import Door
+from punie_supervisor.drafting import NOTHING, applied
 from punie_supervisor.journal import Journal
 from punie_supervisor.listener import listen
 from punie_supervisor.model import ModelHost
@@ -36,7 +39,8 @@ FLUSH_TIMEOUT: Final = 0.5
 
 
 class Daemon:
-    """One daemon, run once."""
+    """One daemon, run once. `model` and `drafting` go before the config's. Raises `PunieError` when
+    they do not go together."""
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Daemon:
         config: Config,
         *,
         model: str | None = None,
+        drafting: Drafting = NOTHING,
         rest: bool = False,
         programs: Programs | None = None,
         environ: Mapping[str, str] | None = None,
@@ -52,6 +57,7 @@ class Daemon:
         self._paths = paths
         self._config = config
         self._model = model or config.model
+        self._engine = applied(config.engine, drafting)
         self._rest = rest
         self._programs = programs or Programs()
         self._environ = os.environ if environ is None else environ
@@ -164,6 +170,7 @@ class Daemon:
         host = ModelHost(
             self._model_host_spec,
             ours[0] if ours else EMBEDDED,
+            self._engine,
             fallback=None if is_backend(self._config.model) else self._config.model,
             door=Door(self._paths.openai_key, self._config.engine.openai_port),
         )
@@ -188,9 +195,9 @@ class Daemon:
             idle_s=config.idle_s,
         )
 
-    def _model_host_spec(self, model: str) -> child_spec.ChildSpec:
+    def _model_host_spec(self, model: str, settings: EngineSettings) -> child_spec.ChildSpec:
         return child_spec.model_host_spec(
-            self._paths, model, self._environ, self._programs, self._config.engine
+            self._paths, model, self._environ, self._programs, settings
         )
 
     def _worker_spec(self, id: str) -> child_spec.ChildSpec:

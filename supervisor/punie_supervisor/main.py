@@ -6,16 +6,17 @@ import contextlib
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import setproctitle
 
 from punie_protocol.backends import is_backend, parse
+from punie_protocol.client import Drafting
+from punie_protocol.engine import EngineSettings
 from punie_protocol.errors import InvalidRequest, PunieError, WireError
 from punie_protocol.handshake import version
-from punie_supervisor import logs
+from punie_supervisor import drafting, logs
 from punie_supervisor.config import Config
 from punie_supervisor.daemon import Daemon
 from punie_supervisor.lock import AlreadyRunning, LifetimeLock
@@ -45,6 +46,7 @@ class Options(msgspec.Struct, frozen=True):
     ready_fd: int | None
     model: str | None
     rest: bool
+    drafting: Drafting
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,8 +65,15 @@ def _options(argv: list[str] | None) -> Options:
     parser.add_argument(
         "--rest", action="store_true", help="start the model host only when a prompt needs it"
     )
+    for name, flag in drafting.FLAGS.items():
+        parser.add_argument(flag, metavar="V", help=f"instead of the config's engine.{name}")
     parser.add_argument("--version", action="version", version=version())
-    return Options(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    wish = {name: given.pop(name) for name in drafting.FLAGS}
+    try:
+        return Options(**given, drafting=drafting.parse(wish))
+    except PunieError as error:
+        parser.error(str(error))
 
 
 def _main(options: Options) -> int:
@@ -97,21 +106,28 @@ def _config(paths: Paths) -> Config:
     """Return the config file's settings, with ``PUNIE_MODEL`` over its model."""
     config = Config.load(paths)
     model = os.environ.get("PUNIE_MODEL") or config.model
-    return msgspec.structs.replace(config, model=_absolute(model))
+    engine = _with_path(config.engine, paths)
+    return msgspec.structs.replace(config, model=_absolute(model, paths), engine=engine)
 
 
-def _absolute(model: str) -> str:
+def _with_path[S: (EngineSettings, Drafting)](settings: S, paths: Paths) -> S:
+    """Return settings whose draft model is a name or an absolute path."""
+    if not settings.draft_model:
+        return settings
+    return msgspec.structs.replace(settings, draft_model=paths.model(settings.draft_model))
+
+
+def _absolute(model: str, paths: Paths) -> str:
     if is_backend(model):
         parse(model)  # or it is said now
         return model
-    if os.sep in model or model.startswith("~"):
-        return str(Path(model).expanduser().absolute())
-    return model
+    return paths.model(model)
 
 
 async def _run(paths: Paths, config: Config, options: Options) -> None:
-    model = _absolute(options.model) if options.model else None
-    daemon = Daemon(paths, config, model=model, rest=options.rest)
+    model = _absolute(options.model, paths) if options.model else None
+    wish = _with_path(options.drafting, paths)
+    daemon = Daemon(paths, config, model=model, drafting=wish, rest=options.rest)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"it got {number.name}")

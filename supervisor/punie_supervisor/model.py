@@ -7,14 +7,16 @@ for the turns under way, and whoever comes behind it waits for the switch, so th
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
-from punie_protocol.client import ModelStatus
-from punie_protocol.engine import DoorStatus, EngineStatus
+from punie_protocol.client import ModelStatus, Use, UseReport
+from punie_protocol.engine import DoorStatus, EngineSettings, EngineStatus
 from punie_protocol.errors import (
     InvalidRequest,
     LinkClosed,
+    ModelLoadFailed,
     ModelUnavailable,
     ProcessLost,
     ProtocolError,
@@ -35,6 +37,7 @@ from punie_protocol.messages.to_supervisor import (
     Pong,
     ToSupervisor,
 )
+from punie_supervisor import drafting, model_text
 from punie_supervisor.child import Child, Exit
 from punie_supervisor.child_spec import ChildSpec
 from punie_supervisor.door import Door
@@ -50,8 +53,9 @@ type Progress = Callable[[str, int, int], None]
 class _Loading:
     """A `LoadModel` under way."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, settings: EngineSettings) -> None:
         self.model = model
+        self.settings = settings
         self.over = False
         self.error: WireError | None = None
 
@@ -59,17 +63,20 @@ class _Loading:
 class ModelHost:
     """Keeps the model host; also its keeper's `Inmate`. `asked` is the model as it was asked for:
     the one in use, or being loaded at start; `fallback` is what a prompt that names no model gets
-    when nothing is loaded and what was asked for cannot be; `door` is its HTTP door."""
+    when nothing is loaded and what was asked for cannot be; `door` is its HTTP door. `settings` are
+    the engine's, those in force: the next process begins with them, too."""
 
     def __init__(
         self,
-        make_spec: Callable[[str], ChildSpec],
+        make_spec: Callable[[str, EngineSettings], ChildSpec],
         model: str,
+        settings: EngineSettings,
         fallback: str | None = None,
         *,
         door: Door,
     ) -> None:
         self.asked = model
+        self.settings = settings
         self.door = door
         self._fallback = fallback
         self._make_spec = make_spec
@@ -87,7 +94,7 @@ class ModelHost:
             ping=lambda nonce: to_model_host.Ping(nonce=nonce),
             stop=lambda reason, seconds: to_model_host.Stop(reason=reason, deadline_s=seconds),
         )
-        self.keeper = Keeper(make_spec(model), dialect, self)
+        self.keeper = Keeper(make_spec(model, settings), dialect, self)
 
     @property
     def info(self) -> ModelInfo | None:
@@ -119,22 +126,36 @@ class ModelHost:
         Raises `PunieError`: the host's own reason when it cannot be loaded (the one before stays),
         `ModelUnavailable` when the host was given up. Cancelling stops the wait, not the load.
         """
-        place = object()
-        self._line.append(place)
-        try:
-            async with asyncio.timeout(LOAD_TIMEOUT):
-                # A load that nobody waits for any more is still one.
-                while self._line[0] is not place or self._loads:
-                    self._report(progress)
-                    await self._change()
-                await self._obtain(model, progress)
+        async with self._first_in_line(model, progress):
+            await self._obtain(model, progress)
             self._turns += 1
-        except TimeoutError:
-            text = f"model {model or self.asked} was not there within {LOAD_TIMEOUT:g} s"
-            raise PunieError(TimedOut(message=text, limit_s=LOAD_TIMEOUT)) from None
-        finally:
-            self._line.remove(place)
-            self._news()
+
+    async def use(self, wish: Use, progress: Progress) -> UseReport:
+        """Have `wish.model` loaded, with the engine's settings that are wished, once the turns
+        before are over. Prompts behind it wait. A host that rests is started for a model, not for
+        settings alone, which it has when it is started.
+
+        Raises `PunieError`: the host's own reason (model and settings of before stay), `TimedOut`,
+        `ModelUnavailable`. Cancelling stops the wait, not the load.
+        """
+        async with self._first_in_line(wish.model, progress):
+            before = self.asked, self.settings
+            settings = drafting.applied(self.settings, wish)
+            same = settings == self.settings and (wish.model is None or self._is(wish.model))
+            if not same:
+                await self._change_to(wish.model, settings, progress)
+            elif wish.model is not None or not self.rests:
+                await self._settled(progress, retry=wish.model)
+            if wish.draft_model and (fault := self._draft_fault()):
+                if not same:
+                    await self._switch(*before, progress)
+                raise PunieError(fault)
+            return UseReport(
+                model=self.asked,
+                folder=self.info.folder if self.info else "",
+                settings=self.settings,
+                changed=not same,
+            )
 
     async def serve(self, port: int | None, *, stop: bool) -> DoorStatus:
         """Have the HTTP door opened as `Door.open` says, for which the process is started if need
@@ -166,7 +187,15 @@ class ModelHost:
             error=error,
             engine=self._engine,
             door=self.door.status(),
+            settings=self.settings,
         )
+
+    def _draft_fault(self) -> WireError | None:
+        """Why the draft model is not used. The host loads a model without one that does not fit:
+        what is right for the config file's is not for one that was just asked for."""
+        text = self._engine.draft_model.error if self._engine is not None else ""
+        folder = self.settings.draft_model or ""
+        return ModelLoadFailed(message=text, folder=folder, file="") if text else None
 
     def _other(self) -> str | None:
         return self._fallback if self._fallback != self.asked else None
@@ -175,18 +204,66 @@ class ModelHost:
         # Not the name of what is loaded: another folder may be called the same.
         return model == self.asked or (self.info is not None and model == self.info.folder)
 
-    async def _obtain(self, model: str | None, progress: Progress) -> None:
-        if model is not None and self.rests:
-            # Its first model is the one that is wanted now.
-            self.asked = model
-            self.keeper.replace(self._make_spec(model))
-        if model is None or self._is(model):
-            await self._settled(progress, retry=model or self._other())
+    @asynccontextmanager
+    async def _first_in_line(self, model: str | None, progress: Progress) -> AsyncGenerator[None]:
+        """Wait until it is our turn to have a model loaded: what is done then may wait, too."""
+        place = object()
+        self._line.append(place)
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT):
+                # A load that nobody waits for any more is still one.
+                while self._line[0] is not place or self._loads:
+                    self._report(progress)
+                    await self._change()
+                yield
+        except TimeoutError:
+            text = f"model {model or self.asked} was not there within {LOAD_TIMEOUT:g} s"
+            raise PunieError(TimedOut(message=text, limit_s=LOAD_TIMEOUT)) from None
+        finally:
+            self._line.remove(place)
+            self._news()
+
+    async def _change_to(
+        self, model: str | None, settings: EngineSettings, progress: Progress
+    ) -> None:
+        if self.rests:
+            await self._begin_with(model, settings, progress)
             return
+        await self._until_no_turn(progress)
+        await self._switch(model or self.asked, settings, progress)
+
+    async def _begin_with(
+        self, model: str | None, settings: EngineSettings, progress: Progress
+    ) -> None:
+        before = self.settings
+        self._adopt(model or self.asked, settings)
+        if model is None:
+            return
+        try:
+            await self._settled(progress, retry=None)
+        except PunieError:
+            self._adopt(model, before)
+            raise
+
+    def _adopt(self, model: str, settings: EngineSettings) -> None:
+        """The next process begins with these."""
+        self.asked, self.settings = model, settings
+        self.keeper.replace(self._make_spec(model, settings))
+
+    async def _until_no_turn(self, progress: Progress) -> None:
         while self._turns:
             self._report(progress)
             await self._change()
-        await self._switch(model, progress)
+
+    async def _obtain(self, model: str | None, progress: Progress) -> None:
+        if model is not None and self.rests:
+            # Its first model is the one that is wanted now.
+            self._adopt(model, self.settings)
+        if model is None or self._is(model):
+            await self._settled(progress, retry=model or self._other())
+            return
+        await self._until_no_turn(progress)
+        await self._switch(model, self.settings, progress)
 
     async def _settled(self, progress: Progress, *, retry: str | None) -> None:
         while self.info is None:
@@ -195,29 +272,38 @@ class ModelHost:
             if state and state.state is Load.FAILED and state.error:
                 if retry is None:
                     raise RemoteError(state.error)
-                await self._switch(retry, progress)
+                await self._switch(retry, self.settings, progress)
                 return
             self._report(progress)
             await self._change()
 
-    async def _switch(self, model: str, progress: Progress) -> None:
-        child = await self._host(model, progress)
-        id = next(self._ids)
+    async def _switch(self, model: str, settings: EngineSettings, progress: Progress) -> None:
         try:
-            child.link.send_nowait(to_model_host.LoadModel(request_id=id, model=model))
+            await self._load(model, settings, progress)
+        except PunieError:
+            # A process that had to be started for it is not to begin with it again.
+            self.keeper.spec = self._make_spec(self.asked, self.settings)
+            raise
+
+    async def _load(self, model: str, settings: EngineSettings, progress: Progress) -> None:
+        child = await self._host(model, settings, progress)
+        id = next(self._ids)
+        message = to_model_host.LoadModel(request_id=id, model=model, settings=settings)
+        try:
+            child.link.send_nowait(message)
         except LinkClosed:
             raise PunieError(self.keeper.lost()) from None
-        load = self._loads[id] = _Loading(model)
+        load = self._loads[id] = _Loading(model, settings)
         while not load.over:
             self._report(progress)
             await self._change()
         if load.error is not None:
             raise RemoteError(load.error)
 
-    async def _host(self, model: str, progress: Progress) -> Child:
+    async def _host(self, model: str, settings: EngineSettings, progress: Progress) -> Child:
         if self.keeper.state is KeeperState.FAILED:
             # It may have failed because of the model it had: try with the other one.
-            self.keeper.replace(self._make_spec(model))
+            self.keeper.replace(self._make_spec(model, settings))
         if self.keeper.state is not KeeperState.READY:
             progress("starting the model host", 0, 0)
         return await self._running()
@@ -240,16 +326,15 @@ class ModelHost:
         )
 
     def _report(self, progress: Progress) -> None:
-        state = self._state
         if self.keeper.state is not KeeperState.READY:
             progress("starting the model host", 0, 0)
-        elif state and state.state is Load.LOADING:
-            progress(_loading(state), state.done_bytes, state.total_bytes)
+        elif line := model_text.loading(self._state, self._engine if self._loads else None):
+            progress(*line)
         elif self._turns:
-            turns = "1 turn" if self._turns == 1 else f"{self._turns} turns"
-            progress(f"waiting for {turns} on model {self.name}", 0, 0)
+            progress(model_text.waiting(self._turns, "turn", self.name), 0, 0)
         else:
-            progress(f"loading model {self.asked}", 0, 0)
+            load = next(iter(self._loads.values()), None)
+            progress(f"loading model {load.model if load else self.asked}", 0, 0)
 
     async def _change(self) -> None:
         """Wait for news of the model or of its process."""
@@ -275,6 +360,8 @@ class ModelHost:
                 self._changed_model(child, message)
             case EngineReport(engine=engine):
                 self._engine = engine
+                if self._loads:
+                    self._news()  # for those who wait until its requests are over
             case DoorIs():
                 self.door.told(child, message)
             case _:
@@ -307,8 +394,7 @@ class ModelHost:
         if state.state is Load.FAILED:
             load.error = state.error or ModelUnavailable(message=f"{load.model} did not load")
             return
-        self.asked = load.model
-        self.keeper.replace(self._make_spec(load.model))
+        self._adopt(load.model, load.settings)
 
     def _lost(self, exit: Exit) -> ProcessLost:
         return ProcessLost(
@@ -327,11 +413,3 @@ def _load(state: ModelState | None) -> Load:
     if state is None:
         return Load.LOADING
     return Load.READY if state.model and state.state is Load.FAILED else state.state
-
-
-def _loading(state: ModelState) -> str:
-    mb = 1024 * 1024
-    if not state.total_bytes:
-        return f"loading model {state.name}"
-    done, total = state.done_bytes / mb, state.total_bytes / mb
-    return f"loading model {state.name} {done:.1f}/{total:.1f} MB"

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import msgspec
+
 from punie_protocol import backends
 from punie_protocol.backends import Backend
-from punie_protocol.client import ModelStatus
+from punie_protocol.client import ModelStatus, Use, UseReport
+from punie_protocol.errors import InvalidRequest, PunieError
 from punie_supervisor.model import ModelHost
 from punie_supervisor.servers import Progress, Servers
 
@@ -47,6 +50,21 @@ class Models:
         await self.host.hold(model, progress)
         held.callback(self.host.release)
         return None
+
+    async def use(self, wish: Use, progress: Progress) -> UseReport:
+        """As `ModelHost.use`; a model of ours is then that of prompts that name none. Raises
+        `PunieError`, for a server's address too."""
+        if wish.model is not None and backends.is_backend(wish.model):
+            text = f"{wish.model} is a server's: our model host does not load it"
+            hint = f"name it in a prompt, or: punie restart --model {wish.model}"
+            raise PunieError(InvalidRequest(message=text, hint=hint))
+        report = await self.host.use(wish, progress)
+        if self._default is None:
+            return report
+        if wish.model is None:
+            return msgspec.structs.replace(report, model=self._default, folder="")
+        self._default = None
+        return msgspec.structs.replace(report, changed=True)
 
     def status(self, rss: Callable[[int | None], int]) -> ModelStatus:
         """Return the model's part of the status report: the server's while our host rests."""

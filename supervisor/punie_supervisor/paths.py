@@ -25,6 +25,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Path
     state_dir: Path
     run_dir: Path
+    cache_dir: Path
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -37,6 +38,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
                 data_dir=root / "data",
                 state_dir=root / "state",
                 run_dir=root / "run",
+                cache_dir=root / "cache",
             )
         dirs = platformdirs.PlatformDirs("punie", appauthor=False)
         state = Path(dirs.user_state_dir)
@@ -48,6 +50,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
             data_dir=Path(dirs.user_data_dir),
             state_dir=state,
             run_dir=Path(runtime) / "punie" if runtime else state / "run",
+            cache_dir=Path(dirs.user_cache_dir),
         )
 
     @property
@@ -59,6 +62,12 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def config_file(self) -> Path:
         return self.config_dir / "config.toml"
+
+    @property
+    def scratch_project(self) -> Path:
+        """Where ``punie bench profile --scratch`` makes its project. Unlike the other folders it is
+        one that a worker's tools may see."""
+        return self.cache_dir / "scratch-project"
 
     @property
     def models_dir(self) -> Path:
@@ -93,6 +102,21 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     def model_socket(self) -> Path:
         return self.run_dir / "model.sock"
 
+    def model(self, text: str) -> str:
+        """Return a model that somebody wrote: a name as it is, a path absolute.
+
+        What looks like a path is one: it has a separator, is ``.``, ``..`` or begins with ``~``;
+        unless there is none like it here, and in the models directory there is. Raises `PunieError`
+        as `absolute` does.
+        """
+        if os.sep not in text and text not in (os.curdir, os.pardir) and text[:1] != "~":
+            return text
+        path = absolute(text)
+        begins_as_a_path = text[:1] in (os.sep, ".", "~") or os.pardir in Path(text).parts
+        if begins_as_a_path or Path(path).exists() or not (self.models_dir / text).is_dir():
+            return path
+        return text
+
     def prepare(self) -> None:
         """Make the state and run folders, 0700. Raises `PunieError` when a socket path would be
         too long, or a folder cannot be made or belongs to somebody else."""
@@ -113,6 +137,16 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
                     actual=size,
                 )
             )
+
+
+def absolute(text: str) -> str:
+    """Return a path that somebody wrote as an absolute one, ``~`` resolved. Raises `PunieError` for
+    the home of somebody who does not exist."""
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError:
+        message = f"{text[:200]}: there is no such user's home"
+        raise PunieError(InvalidRequest(message=message, hint="write the whole path")) from None
 
 
 def _make_private(folder: Path) -> None:

@@ -3,20 +3,23 @@
 import asyncio
 import base64
 import datetime
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from punie_protocol.client import CommandsReport, PromptReport, TrustReport
+from punie_protocol.client import CommandsReport, PromptReport, TrustReport, UseReport
 from punie_protocol.engine import DoorStatus
-from punie_protocol.errors import InvalidRequest, PunieError
+from punie_protocol.errors import Cancelled, InvalidRequest, PunieError
+from punie_protocol.jsonrpc import RpcId
 from punie_supervisor import journal_ops as ops
 from punie_supervisor import logs, perf, roots, router, trust
 from punie_supervisor.journal import Journal
 from punie_supervisor.models import Models
 from punie_supervisor.registry import Registry
+from punie_supervisor.servers import Progress
 from punie_supervisor.turn import Pending
 from punie_supervisor.workers import WorkerPool
 
@@ -40,6 +43,7 @@ class Requests:
         self._registry = registry
         self._workers = workers
         self._models = models
+        self._uses: dict[tuple[int, RpcId], asyncio.Task[UseReport]] = {}
 
     async def list_sessions(self, request: router.ListSessions) -> dict[str, Any]:
         """``session/list``"""
@@ -120,6 +124,31 @@ class Requests:
         """``_punie/serve``: starts the model host if need be, and does not wait for its model."""
         query = request.params
         return await self._models.host.serve(query.port, stop=query.stop)
+
+    def use(self, request: router.Use, progress: Progress) -> Coroutine[Any, Any, UseReport]:
+        """``_punie/use``: begins at once, so that a `withdraw` right behind it finds it; then waits
+        for the turns under way and for the load."""
+        asked = (request.connection, request.id)
+        work = asyncio.create_task(self._models.use(request.params, progress))
+        self._uses[asked] = work
+        work.add_done_callback(lambda _: self._uses.pop(asked, None))
+        return _outcome(work)
+
+    def withdraw(self, connection: int, id: RpcId | None = None) -> None:
+        """Whoever asked for a model, by that request or by any, waits no more: a switch that has
+        not begun is none; a load goes on."""
+        for (number, request), work in self._uses.items():
+            if number == connection and id in (None, request):
+                work.cancel()
+
+
+async def _outcome(work: asyncio.Task[UseReport]) -> UseReport:
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise  # the daemon ends
+        raise PunieError(Cancelled(message="nobody waits for the model any more")) from None
 
 
 def _no_progress(text: str, done: int, total: int) -> None:

@@ -88,6 +88,10 @@ class Serve(Begin[client.Serve], frozen=True):
     """``_punie/serve``"""
 
 
+class Use(Begin[client.Use], frozen=True):
+    """``_punie/use``"""
+
+
 class Report(msgspec.Struct, frozen=True):
     """``_punie/status``"""
 
@@ -149,6 +153,7 @@ type Instruction = (
     | Isolate
     | Unconfined
     | Serve
+    | Use
     | Report
     | ShutDown
     | CancelSession
@@ -342,6 +347,7 @@ def _request(connection: int, id: RpcId, method: str, envelope: Envelope) -> Ins
             | client.PERF
             | client.PROMPT
             | client.SERVE
+            | client.USE
         ):
             return _extension(connection, id, method, raw)
         case client.STATUS:
@@ -369,6 +375,8 @@ def _extension(connection: int, id: RpcId, method: str, raw: Raw) -> Instruction
             return Perf(connection, id, acp.params(raw, client.PerfQuery), raw)
         case client.SERVE:
             return Serve(connection, id, acp.params(raw, client.Serve), raw)
+        case client.USE:
+            return Use(connection, id, acp.params(raw, client.Use), raw)
         case _:
             return DescribePrompt(connection, id, acp.params(raw, client.PromptQuery), raw)
 

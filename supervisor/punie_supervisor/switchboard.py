@@ -28,7 +28,7 @@ from punie_protocol.messages.to_supervisor import (
     StoreGrant,
     StoreTrust,
 )
-from punie_supervisor import acp, logs, router
+from punie_supervisor import acp, logs, router, telling
 from punie_supervisor import journal_ops as ops
 from punie_supervisor.connection import MAX_REQUESTS, Connection
 from punie_supervisor.journal import Journal, fault_of
@@ -103,6 +103,7 @@ class Switchboard:
         """A client went; its turns go on."""
         del self._connections[connection.number]
         connection.left()
+        self._requests.withdraw(connection.number)
         self._routes.gone(connection.number, time.monotonic())
 
     async def flush(self) -> None:
@@ -142,6 +143,8 @@ class Switchboard:
                 self._answer(connection, id, self._requests.commands, instruction)
             case router.Serve(id=id):
                 self._answer(connection, id, self._requests.serve, instruction)
+            case router.Use(id=id):
+                self._begin(connection, id, self._use, connection, instruction)
             case router.Isolate(id=id):
                 self._answer(connection, id, self._isolate, instruction)
             case router.Report(id=id):
@@ -153,6 +156,7 @@ class Switchboard:
                 self._turns.cancel_session(session_id)
             case router.CancelRequest(connection=number, id=id):
                 self._turns.cancel_request(number, id)
+                self._requests.withdraw(number, id)
             case router.StoreUpdate() | router.AgentReply():
                 raise AssertionError(instruction)  # these come from agents
             case _:
@@ -235,6 +239,14 @@ class Switchboard:
         self._workers.tick()
 
     # requests
+
+    def _use(self, connection: Connection, request: router.Use) -> Coroutine[Any, Any, None]:
+        begun = self._requests.use(request, telling.Teller(self, connection.number))
+
+        async def answer() -> None:
+            connection.send(jsonrpc.response(request.id, await begun))
+
+        return answer()
 
     async def _isolate(self, request: router.Isolate) -> IsolateReport:
         project = await self._registry.project(request.params.cwd)

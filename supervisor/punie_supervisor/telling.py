@@ -1,4 +1,5 @@
-"""What clients hear of a prompt besides its session's updates: accepted, progress, the answer."""
+"""What clients hear of a prompt besides its session's updates: accepted, progress, the answer; and
+the progress of other requests that take their time."""
 
 import time
 from typing import Final, Protocol
@@ -12,7 +13,7 @@ from punie_supervisor import router
 from punie_supervisor.turn import Turn
 
 PROGRESS_EVERY: Final = 0.25
-"""Seconds between two progress notifications of a prompt, at least."""
+"""Seconds between two progress notifications of a prompt or request, at least."""
 
 type Waiters = list[tuple[int, RpcId]]
 
@@ -47,6 +48,26 @@ def progress(outbox: Outbox, turn: Turn, text: str, done: int, total: int) -> No
     line = Progress(session_id=turn.session_id, text=text, done=done, total=total)
     body = jsonrpc.notification(PROGRESS, line)
     outbox.deliver([router.Send(connection, body) for connection in turn.connections])
+
+
+class Teller:
+    """Tells a connection the progress of its one request that is no prompt. What it waits for is
+    said whenever that changes, bytes no oftener than `progress` does."""
+
+    def __init__(self, outbox: Outbox, connection: int) -> None:
+        self._outbox = outbox
+        self._connection = connection
+        self._last = float("-inf")
+        self._said = ""
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if text == self._said or (total and now - self._last < PROGRESS_EVERY):
+            return
+        self._last, self._said = now, text
+        line = Progress(session_id="", text=text, done=done, total=total)
+        body = jsonrpc.notification(PROGRESS, line)
+        self._outbox.deliver([router.Send(self._connection, body)])
 
 
 def answer(outbox: Outbox, waiters: Waiters, result: Raw | None, error: Raw | None) -> None:

@@ -315,7 +315,7 @@ def test_up_with_another_model_than_the_running_one(user: Punie, projects: Path)
     works(user, projects)
     result = user.run("up", "--model", "/does/not/exist")
     assert result.returncode == 2
-    assert "punie restart --model /does/not/exist" in result.stderr
+    assert "punie model use /does/not/exist" in result.stderr
     assert user.run("up", "--model", "embedded").returncode == 0
 
 

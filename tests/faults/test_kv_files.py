@@ -57,7 +57,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def survives(folder: Path) -> int:
+def survives(folder: Path, *, packed: bool = False) -> int:
     """Start on `folder`, borrow everything, check it, keep it again; return how many tokens were
     there."""
     cache = started(folder)
@@ -71,7 +71,7 @@ def survives(folder: Path) -> int:
         check_values(lease.layers, asked[: lease.length])
         found += lease.length
     for tokens in (BASE, LEFT, RIGHT):
-        cache.put(tokens, reader(tokens))
+        cache.put(tokens, reader(tokens, packed=packed))
         assert cache.lease([*tokens, 0]).length == len(tokens)
     cache.flush(never)
     check_trie(cache._root)
@@ -108,6 +108,52 @@ def test_any_byte_may_change(sound: Path, tmp_path: Path, caplog: pytest.LogCapt
             assert survives(target) < WHOLE, f"byte {place} of {file.name} is not checked"
             assert "kv-file-skipped" in caplog.text
             shutil.rmtree(target)
+
+
+@pytest.fixture(scope="module")
+def sound_packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with six arrays a layer."""
+    folder = tmp_path_factory.mktemp("packed")
+    cache = started(folder)
+    for tokens in (BASE, LEFT, RIGHT):
+        cache.put(tokens, reader(tokens, packed=True))
+    cache.flush(never)
+    return folder
+
+
+def test_any_byte_of_packed_ones_may_change(sound_packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound_packed, tmp_path / "whole")
+    assert survives(tmp_path / "whole", packed=True) == WHOLE
+    rng = random.Random(6)
+    file = files_of(sound_packed)[0]
+    content = file.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    within = [rng.randrange(8, header) for _ in range(30)]
+    for place in (*within, *(rng.randrange(header, len(content)) for _ in range(10))):
+        target = tmp_path / str(place)
+        shutil.copytree(sound_packed, target)
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.randrange(8)
+        (target / FINGERPRINT / file.name).write_bytes(damaged)
+        assert survives(target, packed=True) < WHOLE, f"byte {place} is not checked"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_the_other_kind_are_given_up(
+    sound: Path, sound_packed: Path, tmp_path: Path, packed: bool
+) -> None:
+    """Another packing has another folder; even in the same one nothing wrong is borrowed."""
+    shutil.copytree(sound if packed else sound_packed, tmp_path / "kv")
+    cache = started(tmp_path / "kv")
+    cache.put(BASE, reader(BASE, packed=packed))
+    for tokens in (BASE, LEFT, RIGHT):
+        while cache.warm([*tokens, 0], ROOMY):
+            pass
+        layers = cache.lease([*tokens, 0]).layers
+        assert layers is not None
+        assert len(layers[0]) == (6 if packed else 2)
+    check_trie(cache._root)
+    assert survives(tmp_path / "kv", packed=packed)
 
 
 def test_any_end_may_be_missing(sound: Path, tmp_path: Path) -> None:

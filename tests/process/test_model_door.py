@@ -247,14 +247,16 @@ def test_bad_requests_leave_the_next_one_alone(models: Path, tmp_path: Path):
     values = [None, True, -1, 0, 1.5, 10**30, "", "x", "\ud800", [], [1], {}, {"1": 2}, "y" * 999]
     fields = ["temperature", "top_p", "top_k", "stop", "seed", "max_tokens", "logit_bias", "n"]
     fields += ["messages", "tools", "stream", "stream_options", "xtc_probability", "user", "model"]
+    fields += ["prompt", "tool_choice", "parallel_tool_calls", "response_format", "suffix"]
     pick = random.Random(5)
 
     async def test(host: ServedHost) -> None:
         async with HttpConnection.to(host.port) as connection:
             for _ in range(150):
-                body: dict[str, object] = {"messages": HELLO, "max_tokens": 3}
+                body: dict[str, object] = {"messages": HELLO, "prompt": "hi", "max_tokens": 3}
                 body |= {pick.choice(fields): pick.choice(values) for _ in range(2)}
-                await connection.send(request(host.port, KEY, "POST", CHAT, body))
+                path = pick.choice([CHAT, "/v1/completions"])
+                await connection.send(request(host.port, KEY, "POST", path, body))
                 response = await connection.response()
                 assert response.status in (200, 400, 404), (body, response)
                 if response.status != 200:

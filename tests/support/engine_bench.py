@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from punie_model_host.engine import Engine
 from punie_model_host.engine_messages import Cancel, Emission, Key, LoadCommand, Submit, ToClient
@@ -29,9 +28,11 @@ from punie_protocol.messages.to_model_host import (
     Sampling,
     UserMessage,
 )
+from tests.support.exactness import NEAR_TIE, PACKED_TIE, caches_alone
 
-_NOISE: Final = 5e-5
+_NOISE: Final = NEAR_TIE / 2
 """What the order of additions may change in a logit."""
+_PACKED_NOISE: Final = PACKED_TIE / 2
 _CHUNK: Final = 512
 _PATIENCE: Final = 20_000
 
@@ -52,7 +53,8 @@ class Oracle:
 
     def _answer(self, asked: _Hashed) -> Answer:
         prepared, model = asked.prepared, self.loaded.model
-        caches, body = make_prompt_cache(model), prepared.tokens[:-1]
+        caches = caches_alone(model, self.loaded.profile.kv_quantization)
+        body = prepared.tokens[:-1]
         for start in range(0, len(body), _CHUNK):
             model(mx.array([body[start : start + _CHUNK]]), cache=caches)
         row = self.sampler(prepared)
@@ -120,8 +122,9 @@ class Answer:
     def _may_be(self, place: int, char: str) -> bool:
         """Whether noise as small as a rounding error's makes `char` the choice at that place."""
         tokens, logits = self.tokens[:place], self.logits[place]
+        size = _PACKED_NOISE if self.oracle.loaded.profile.kv_quantization else _NOISE
         for seed in range(64):
-            noise = mx.random.uniform(-_NOISE, _NOISE, logits.shape, key=mx.random.key(seed))
+            noise = mx.random.uniform(-size, size, logits.shape, key=mx.random.key(seed))
             row = self.oracle.sampler(self.prepared, tokens)
             (token,) = sample(logits + noise, [row]).read()
             if self.oracle.loaded.tokenizer.decode([token]) == char:

@@ -28,26 +28,30 @@ def marks(tokens: Sequence[int]) -> list[int]:
     return found
 
 
-def kv(tokens: Sequence[int]) -> list[LayerKV]:
-    """Return the keys and values of a sequence."""
+def kv(tokens: Sequence[int], *, packed: bool = False) -> list[LayerKV]:
+    """Return the keys and values of a sequence, or what stands for packed ones in as many bytes."""
     line = mx.array(marks(tokens), dtype=mx.float32).reshape(1, 1, -1, 1)
     heads = mx.arange(HEADS, dtype=mx.float32).reshape(1, HEADS, 1, 1) / 2
-    return [
-        (
-            (line + heads + layer) * mx.ones((1, 1, 1, KEY_SIZE)),
-            -(line + heads + layer) * mx.ones((1, 1, 1, VALUE_SIZE)),
-        )
-        for layer in range(LAYERS)
-    ]
+    return [(_packed if packed else _plain)(line + heads + layer) for layer in range(LAYERS)]
 
 
-def reader(tokens: Sequence[int]) -> Read:
+def _plain(line: mx.array) -> LayerKV:
+    return line * mx.ones((1, 1, 1, KEY_SIZE)), -line * mx.ones((1, 1, 1, VALUE_SIZE))
+
+
+def _packed(line: mx.array) -> LayerKV:
+    scales = [(line % (7 + part)).astype(mx.float16) for part in range(4)]
+    numbers = [(line * (2 + part)).astype(mx.uint32) for part in range(2)]
+    return numbers[0], scales[0], scales[1], numbers[1], scales[2], scales[3]
+
+
+def reader(tokens: Sequence[int], *, packed: bool = False) -> Read:
     """Return what a request that computed `tokens` gives the cache to read from."""
-    whole = kv(tokens)
+    whole = kv(tokens, packed=packed)
 
     def read(start: int, stop: int) -> list[LayerKV]:
         assert 0 <= start < stop <= len(tokens), "the cache asks for tokens that were not computed"
-        return [(keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in whole]
+        return [tuple(array[:, :, start:stop] for array in layer) for layer in whole]
 
     return read
 
@@ -58,8 +62,10 @@ def check_values(layers: list[LayerKV] | None, tokens: Sequence[int]) -> None:
         assert layers is None
         return
     assert layers is not None
-    for got, wanted in zip(layers, kv(tokens), strict=True):
-        assert all(mx.array_equal(a, b).item() for a, b in zip(got, wanted, strict=True))
+    for got, wanted in zip(layers, kv(tokens, packed=len(layers[0]) == 6), strict=True):
+        for one, other in zip(got, wanted, strict=True):
+            assert one.dtype == other.dtype
+            assert mx.array_equal(one, other).item()
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

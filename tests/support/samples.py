@@ -169,6 +169,13 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
     "control_to_model_host": [
         to_model_host.Welcome(protocol=1, version="0.1.0", limits=LIMITS),
         to_model_host.LoadModel(request_id=4, model="embedded"),
+        to_model_host.LoadModel(
+            request_id=5,
+            model="qwen",
+            settings=engine.EngineSettings(
+                speculation=engine.Speculation.DRAFT, num_draft_tokens=4, draft_model="qwen-small"
+            ),
+        ),
         to_model_host.OpenDoor(request_id=6, port=0, key="k"),
         to_model_host.CloseDoor(request_id=7),
         to_model_host.Ping(nonce=5),
@@ -202,6 +209,23 @@ SAMPLES: dict[str, list[msgspec.Struct]] = {
             sampling=to_model_host.Sampling(
                 temperature=0.5, stop=["\n\n"], logit_bias={7: -1.5}, xtc_probability=0.1
             ),
+        ),
+        to_model_host.Generate(
+            request_id=10,
+            client_id="http",
+            conversation_id="c",
+            priority=common.Priority.BACKGROUND,
+            messages=[],
+            prompt=[1, 2, 3],
+        ),
+        to_model_host.Generate(
+            request_id=11,
+            client_id="http",
+            conversation_id="c",
+            priority=common.Priority.INTERACTIVE,
+            messages=[to_model_host.UserMessage(text="hi")],
+            must_call="read_file",
+            one_call=True,
         ),
         to_model_host.CancelGenerate(request_id=9),
         to_model_host.CountTokens(request_id=10, messages=[to_model_host.UserMessage(text="hi")]),

@@ -31,10 +31,10 @@ def text(*pieces: str) -> list[ToModelClient]:
     return [*(TextDelta(request_id=1, text=piece) for piece in pieces), finished()]
 
 
-def finished(reason: StopReason = StopReason.STOP) -> Finished:
+def finished(reason: StopReason = StopReason.STOP, request_id: int = 1) -> Finished:
     """Return an answer's end."""
     timings = StepTimings(queue=1.0, prefill=2.0, decode=3.0)
-    return Finished(request_id=1, stop_reason=reason, usage=USAGE, timings=timings)
+    return Finished(request_id=request_id, stop_reason=reason, usage=USAGE, timings=timings)
 
 
 class ScriptedDesk:

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from punie_protocol.messages.to_model_host import CloseDoor, OpenDoor, Ping, Sto
 from punie_protocol.messages.to_supervisor import DoorIs, Load, ModelState, Pong, ToSupervisor
 
 DEADLINE = 15.0
+LOAD_DEADLINE = 60.0
+"""Seconds for MLX to be imported and a model to be read; ranks of a model wait for one another."""
 KEY = "k" * 43
 ROOT = Path(__file__).parents[2]
 _decoder: MessageDecoder[ToSupervisor] = MessageDecoder("supervisor", ToSupervisor)
@@ -66,20 +68,23 @@ class ServedHost:
         await self.control.send(Stop(reason="test", deadline_s=4.0))
         return await asyncio.to_thread(self.process.wait, DEADLINE)
 
-    async def loaded(self) -> None:
-        """Wait for the model."""
-        while (await self._next(ModelState)).state is Load.LOADING:
+    async def loaded(self) -> ModelState:
+        """Wait for the model, and return how the load ended."""
+        while (state := await self._next(ModelState, LOAD_DEADLINE)).state is Load.LOADING:
             pass
+        return state
 
-    async def _next[M](self, kind: type[M]) -> M:
-        async with asyncio.timeout(DEADLINE):
+    async def _next[M](self, kind: type[M], deadline: float = DEADLINE) -> M:
+        async with asyncio.timeout(deadline):
             while True:
                 if isinstance(message := await self.control.receive(), kind):
                     return message
 
 
 @asynccontextmanager
-async def served(models: Path, folder: Path, model: str) -> AsyncGenerator[ServedHost]:
+async def served(
+    models: Path, folder: Path, model: str, environment: Mapping[str, str] = {}
+) -> AsyncGenerator[ServedHost]:
     """Run a host while the context is open; its log belongs to what fails inside."""
     ours, theirs = socket.socketpair()
     log = folder / "host.log"
@@ -87,7 +92,7 @@ async def served(models: Path, folder: Path, model: str) -> AsyncGenerator[Serve
     command += ["--socket", str(folder / "model.sock")]
     command += ["--models-dir", str(models), "--model", model]
     with theirs, log.open("wb") as stderr:
-        process = _start(command, theirs.fileno(), stderr.fileno(), folder)
+        process = _start(command, theirs.fileno(), stderr.fileno(), folder, environment)
     control = await FrameLink.over(ours, _decoder, name="host")
     host = ServedHost(process, control)
     try:
@@ -106,8 +111,10 @@ async def served(models: Path, folder: Path, model: str) -> AsyncGenerator[Serve
         process.wait(5)
 
 
-def _start(command: list[str], control: int, stderr: int, home: Path) -> subprocess.Popen[bytes]:
-    env = {"PATH": os.environ["PATH"], "HOME": str(home)}
+def _start(
+    command: list[str], control: int, stderr: int, home: Path, more: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), **more}
     return subprocess.Popen(
         command, pass_fds=[control], env=env, stdin=subprocess.DEVNULL, stderr=stderr, cwd=ROOT
     )

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import _get_classes
 
+from punie_model_host.profile import PROFILE
 from tests.support.tiny_model import TEMPLATE, _tokenizer, _tokenizer_config, _write
 
 _HIDDEN: Final = 64
@@ -42,6 +43,12 @@ RAGGED: Final = (Kind.QWEN3, Kind.QWEN3_MOE, Kind.LLAMA)
 ALONE: Final = (Kind.GEMMA3, Kind.MAMBA2, Kind.LFM2)
 """A sliding window; a state alone; a state in some layers, keys and values in others."""
 
+KV_GROUP: Final = 32
+"""Numbers of packed keys and values that share a scale, and the size of the heads then."""
+
+PACKED: Final = ("qwen3:4", "qwen3_moe:8", "llama:4", "llama:8")
+"""Names for `make_by_name`: the same with keys and values of so few bits."""
+
 WINDOW: Final = 24
 """Tokens that the sliding layers of `Kind.GEMMA3` see."""
 
@@ -53,8 +60,12 @@ def make_small_model(
     context_window: int = 2048,
     seed: int = 1,
     quantized: bool = False,
+    kv_bits: int | None = None,
+    padding: int = 0,
 ) -> Path:
-    """Write a model folder of `kind` and return it; `quantized` packs its weights in 4 bits."""
+    """Write a model folder of `kind` and return it; `quantized` packs its weights in 4 bits,
+    `kv_bits` keys and values, for which its heads are twice as large; `padding` is how many of its
+    logits are no token's."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(())
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -64,10 +75,13 @@ def make_small_model(
     spoken = [tokenizer.get_vocab()[char] for char in _SPOKEN]
     config = _SHAPES[kind] | {
         "model_type": kind.value,
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": tokenizer.get_vocab_size() + padding,
         "max_position_embeddings": context_window,
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
     }
+    if kv_bits:
+        config["head_dim"] = KV_GROUP
+        (folder / PROFILE).write_text(f"kv_bits = {kv_bits}\nkv_group_size = {KV_GROUP}\n")
     model = new_model(config, spoken, seed)
     if quantized:
         nn.quantize(model, group_size=32, bits=4)
@@ -76,6 +90,12 @@ def make_small_model(
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     return folder
+
+
+def make_by_name(folder: Path, name: str) -> Path:
+    """Write the folder of a kind, or of a kind and its keys' bits after a colon."""
+    kind, _, bits = name.partition(":")
+    return make_small_model(folder, Kind(kind), kv_bits=int(bits) if bits else None)
 
 
 def new_model(config: dict[str, Any], spoken: list[int], seed: int) -> Any:

@@ -1,9 +1,11 @@
 """A model host for the supervisor's tests: no model, the control protocol alone.
 
-Model names: ``crash`` ends the process at its start, ``bad`` fails to load, anything starting with
-``slow`` takes a second, all others load at once. An engine is reported after each load that was
-asked for, with as many steps as the request's id. Its HTTP door is open wherever it is wanted, but
-at port 1; any port is 4242.
+Model names: ``crash`` ends the process at its start, ``bad`` fails to load, as does a draft model
+of that name, anything starting with ``slow`` takes a second, ``late`` first waits until two
+requests are over, all others load at once. An engine is reported before each READY that was asked
+for, with as many steps as the request's id, and before one with a draft model, which it names:
+``misfit`` is not used. Its HTTP door is open wherever it is wanted, but at port 1; any port is
+4242.
 """
 
 import argparse
@@ -12,9 +14,11 @@ import socket
 import sys
 from pathlib import Path
 
+import msgspec
+
 from punie_protocol import handshake
 from punie_protocol.codec import MessageDecoder
-from punie_protocol.engine import EngineStatus
+from punie_protocol.engine import DraftModelStatus, EngineSettings, EngineStatus
 from punie_protocol.errors import InvalidRequest, ModelLoadFailed
 from punie_protocol.link import FrameLink
 from punie_protocol.messages import to_model_host, to_supervisor
@@ -32,8 +36,11 @@ ANY = 4242
 class FakeHost:
     """One model at a time."""
 
-    def __init__(self, link: FrameLink[to_model_host.ControlToModelHost]) -> None:
+    def __init__(
+        self, link: FrameLink[to_model_host.ControlToModelHost], settings: EngineSettings
+    ) -> None:
         self.link = link
+        self.settings = settings
         self.model: ModelInfo | None = None
         self.loads: set[asyncio.Task[None]] = set()
         self.door: int | None = None
@@ -43,8 +50,8 @@ class FakeHost:
             match message:
                 case to_model_host.Ping(nonce=nonce):
                     self.link.send_nowait(to_supervisor.Pong(nonce=nonce, busy=0))
-                case to_model_host.LoadModel(request_id=id, model=model):
-                    self.start(id, model)
+                case to_model_host.LoadModel(request_id=id, model=model, settings=settings):
+                    self.start(id, model, settings or self.settings)
                 case to_model_host.OpenDoor(request_id=id, port=port):
                     self.open_door(id, port)
                 case to_model_host.CloseDoor(request_id=id):
@@ -55,8 +62,8 @@ class FakeHost:
                 case _:
                     pass
 
-    def start(self, id: int, model: str) -> None:
-        task = asyncio.ensure_future(self.load(id, model))
+    def start(self, id: int, model: str, settings: EngineSettings) -> None:
+        task = asyncio.ensure_future(self.load(id, model, settings))
         self.loads.add(task)
         task.add_done_callback(self.loads.discard)
 
@@ -66,15 +73,19 @@ class FakeHost:
         said = to_supervisor.DoorIs(request_id=id, port=self.door, error=error)
         self.link.send_nowait(said)
 
-    async def load(self, id: int, model: str) -> None:
+    async def load(self, id: int, model: str, settings: EngineSettings) -> None:
+        if model == "late":
+            await self.drain(id, model)
         steps = 10 if model.startswith("slow") else 1
         for step in range(steps):
             self.say(id, Load.LOADING, model, done=step * MB, total=steps * MB)
             await asyncio.sleep(0.1 if steps > 1 else 0)
-        if model == "bad":
+        draft = settings.draft_model or ""
+        if "bad" in (model, draft):
             error = ModelLoadFailed(message="bad is half copied", folder="/bad", file="x.npz")
             self.say(id, Load.FAILED, model, error=error)
             return
+        self.settings = settings
         self.model = ModelInfo(
             name=Path(model).name,
             folder=str(Path("/models") / model),
@@ -83,9 +94,19 @@ class FakeHost:
             tool_call_format="x",
             max_output_tokens=100,
         )
+        if id >= 0 or draft:
+            fits = draft != "misfit"
+            told = DraftModelStatus(name=draft) if fits else DraftModelStatus(error="misfit!")
+            engine = EngineStatus(steps=id, draft_model=told)
+            self.link.send_nowait(to_supervisor.EngineReport(engine=engine))
         self.say(id, Load.READY, model)
-        if id >= 0:
-            self.link.send_nowait(to_supervisor.EngineReport(engine=EngineStatus(steps=id)))
+
+    async def drain(self, id: int, model: str) -> None:
+        self.say(id, Load.LOADING, model, total=MB)
+        for running in (2, 1, 0):
+            engine = EngineStatus(steps=9, running=running)
+            self.link.send_nowait(to_supervisor.EngineReport(engine=engine))
+            await asyncio.sleep(0.3)
 
     def say(
         self,
@@ -114,6 +135,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--settings", default="{}")
     options = parser.parse_args()
     if options.model == "crash":
         sys.exit("out of memory")
@@ -121,8 +143,9 @@ async def main() -> None:
     link = await FrameLink.over(control, _decoder, name="supervisor")
     await handshake.greet_supervisor(link, Role.MODEL_HOST, to_model_host.Welcome)
     await link.send(to_supervisor.Ready())
-    host = FakeHost(link)
-    host.start(-1, options.model)
+    settings = msgspec.json.decode(options.settings, type=EngineSettings)
+    host = FakeHost(link, settings)
+    host.start(-1, options.model, settings)
     await host.run()
     link.close()
 

@@ -25,7 +25,7 @@ SUPPORT = Path(__file__).parent
 PROGRAMS = Programs(
     model_host=(
         *(sys.executable, str(SUPPORT / "supervisor_model_host.py")),
-        *("--control-fd", "{fd}", "--model", "{model}"),
+        *("--control-fd", "{fd}", "--model", "{model}", "--settings", "{settings}"),
     ),
     worker=(sys.executable, str(SUPPORT / "supervisor_worker.py"), "--control-fd", "{fd}"),
 )

@@ -90,6 +90,12 @@ def test_the_longest_gap_is_one_while_it_was_watched() -> None:
         figures.longest_gap(marks, 5.0, 9.0)
 
 
+def test_answers_that_only_follow_each_other_are_not_at_once() -> None:
+    assert figures.most_at_once([(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]) == 1
+    assert figures.most_at_once([(0.0, 1.5), (1.0, 4.0), (1.2, 2.0), (3.0, 3.5)]) == 3
+    assert figures.most_at_once([]) == 0
+
+
 def test_fairness_is_of_the_worst() -> None:
     assert figures.fairness({"greedy": 80, "a": 10, "b": 30}) == 0.25
     assert figures.fairness({"greedy": 20, "a": 20}) == 1.0

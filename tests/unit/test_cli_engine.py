@@ -2,10 +2,20 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from punie_protocol.client import ModelStatus
-from punie_protocol.engine import ClientUsage, EngineStatus, Histogram, KVStatus
+from punie_protocol.engine import (
+    ClientUsage,
+    DraftCounts,
+    DraftModelStatus,
+    EngineSettings,
+    EngineStatus,
+    Histogram,
+    KVStatus,
+    Speculation,
+)
 from punie_supervisor.cli import checks
 from punie_supervisor.cli.checks import Level
 from punie_supervisor.cli.engine_text import lines
@@ -80,6 +90,36 @@ def test_nothing_is_said_of_an_engine_that_did_nothing(status: EngineStatus | No
     assert checks.engine(model(status)) == []
 
 
+def test_drafts_are_told_by_their_source() -> None:
+    counts = {
+        "ngram": DraftCounts(proposed=1200, accepted=900, emitted=1300),
+        "draft": DraftCounts(proposed=10, accepted=0, emitted=5),
+    }
+    found = engine(drafts=counts, draft_model=DraftModelStatus(name="small"))
+    assert list(lines(found))[-3:] == [
+        "draft model small",
+        "n-gram drafts: 900 of 1200 accepted (75%), 3.2 tokens a step",
+        "draft model's drafts: 0 of 10 accepted (0%), 1.0 tokens a step",
+    ]
+    assert list(lines(engine(drafts={"ngram": DraftCounts()}))) == list(lines(engine()))
+
+
+def test_a_draft_model_that_is_not_used_is_told_before_any_request() -> None:
+    status = EngineStatus(draft_model=DraftModelStatus(error="its tokenizer\x1b is another"))
+    assert list(lines(status)) == ["no draft model: its tokenizer␛ is another"]
+
+
+def test_settings_are_told_when_somebody_chose_them() -> None:
+    def told(settings: EngineSettings | None) -> str:
+        chosen = msgspec.structs.replace(model(None), settings=settings)
+        return render(report(model=chosen))
+
+    assert "speculation" not in told(None) + told(EngineSettings(max_batch=3))
+    chosen = EngineSettings(speculation=Speculation.DRAFT, num_draft_tokens=3, draft_model="small")
+    line = "engine   speculation draft, draft model small, at most 3 drafted tokens"
+    assert line in told(chosen).splitlines()
+
+
 def test_the_cache_on_disk_is_told() -> None:
     *_, last = lines(engine(kv=KVStatus(cache=5_000_000, disk=3_000_000_000, budget=10_000_000)))
     assert last == "keys and values 5 MB of 10 MB, 3.0 GB on disk"
@@ -120,3 +160,12 @@ def test_the_doctor_warns_when_too_many_waited() -> None:
     assert found.level is Level.WARN
     assert found.text == "5 requests ended (5 rejected), 3 of those because too many waited"
     assert "status --json" in found.hint
+
+
+def test_the_doctor_warns_of_a_draft_model_that_is_not_used() -> None:
+    status = EngineStatus(draft_model=DraftModelStatus(error="its tokenizer is another"))
+    [found] = checks.engine(model(status))
+    assert (found.level, found.text) == (Level.WARN, "no draft model: its tokenizer is another")
+    assert "punie model use --draft-model" in found.hint
+    working = checks.engine(model(engine(draft_model=status.draft_model)))
+    assert [one.level for one in working] == [Level.OK, Level.WARN]

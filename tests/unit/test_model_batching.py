@@ -29,7 +29,7 @@ from punie_model_host.sampling_plan import plan_sampling
 from punie_model_host.scheduler import Plan
 from punie_model_host.token_trie import MAX_SPAN
 from punie_protocol import errors
-from punie_protocol.engine import EngineSettings
+from punie_protocol.engine import EngineSettings, Speculation
 from punie_protocol.messages.common import Priority
 from punie_protocol.messages.to_model_client import (
     Failed,
@@ -147,7 +147,7 @@ def test_a_long_prompt_never_holds_up_a_stream(models: Path) -> None:
     bench.run(bench.spoke(long))
     assert bench.steps - began >= 600 // STEP
     during = [at for at in bench.steps_of(stream) if at > began]
-    assert during == list(range(began + 1, bench.steps + 1))
+    assert sorted(set(during)) == list(range(began + 1, bench.steps + 1))
 
 
 def test_a_joining_request_waits_one_step(models: Path) -> None:
@@ -305,7 +305,7 @@ def test_the_cache_of_the_model_before_is_saved_for_a_while_only(
 def test_a_folder_that_is_gone_after_its_model_was_read_costs_the_disk_cache_alone(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: object) -> str:
+    def gone(*_: object, **_more: object) -> str:
         raise FileNotFoundError(2, "no such file", "config.json")
 
     monkeypatch.setattr("punie_model_host.serving.fingerprint", gone)
@@ -365,7 +365,8 @@ def test_freed_buffers_are_not_kept_without_bounds(models: Path) -> None:
 
 
 def test_a_prompt_stands_once_among_the_running_beside_what_is_predicted(models: Path) -> None:
-    bench = Bench(models)
+    off = EngineSettings(step_tokens=STEP, speculation=Speculation.OFF)  # all end at once
+    bench = Bench(models, settings=off)
     for number in range(6):
         bench.submit(f"{number}" * 400, client=f"c{number}")
     serving, steps = bench.engine._serving, 0

@@ -30,33 +30,33 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[A
 
 def test_nobody_waits_for_a_compiler(compiled: list[Any]) -> None:
     first = Compilation(Kernels.AUTO)
-    first.loaded(MODEL)
+    first.loaded([MODEL])
     assert (compiled, first.waits) == ([], True)
-    first.chore(MODEL, 100.0)
-    first.chore(MODEL, 100.0 + QUIET - 1)
+    first.chore([MODEL], 100.0)
+    first.chore([MODEL], 100.0 + QUIET - 1)
     first.work()
-    first.chore(MODEL, 100.0 + QUIET + 1)
+    first.chore([MODEL], 100.0 + QUIET + 1)
     assert compiled == []
-    first.chore(MODEL, 100.0 + 2 * QUIET + 1)
+    first.chore([MODEL], 100.0 + 2 * QUIET + 1)
     assert (compiled, first.waits) == ([MODEL], False)
-    first.chore(MODEL, 999.0)
+    first.chore([MODEL], 999.0)
     assert compiled == [MODEL]
 
 
 def test_kernels_that_are_there_are_used_at_once(compiled: list[Any]) -> None:
     first = Compilation(Kernels.AUTO)
-    first.loaded(MODEL)
-    first.chore(MODEL, 0.0)
-    first.chore(MODEL, QUIET)
+    first.loaded([MODEL])
+    first.chore([MODEL], 0.0)
+    first.chore([MODEL], QUIET)
     again = Compilation(Kernels.AUTO)
-    again.loaded(MODEL)
+    again.loaded([MODEL])
     assert (len(compiled), again.waits) == (2, False)
 
 
 def test_each_model_has_its_own(compiled: list[Any]) -> None:
     switch = Compilation(Kernels.ON)
-    switch.loaded(MODEL)
-    switch.loaded("other")
+    switch.loaded([MODEL])
+    switch.loaded(["other"])
     assert compiled == [MODEL, "other"]
 
 
@@ -67,9 +67,9 @@ def test_without_a_compiler_or_a_wish_there_are_none(
     if mode is not Kernels.OFF:
         monkeypatch.setattr(compilation.shutil, "which", lambda _: None)
     without = Compilation(mode)
-    without.loaded(MODEL)
-    without.chore(MODEL, 0.0)
-    without.chore(MODEL, 2 * QUIET)
+    without.loaded([MODEL])
+    without.chore([MODEL], 0.0)
+    without.chore([MODEL], 2 * QUIET)
     assert (compiled, without.waits) == ([], False)
 
 
@@ -85,6 +85,21 @@ def test_a_compiler_that_fails_is_not_asked_again(
 
     monkeypatch.setattr(compilation, "_meet", fail)
     broken = Compilation(Kernels.ON)
-    broken.loaded(MODEL)
+    broken.loaded([MODEL])
     assert (len(compiled), broken.waits, list(tmp_path.iterdir())) == (1, False, [])
     assert "internal error" in caplog.text
+
+
+def test_a_load_that_fails_leaves_kernels_on(
+    compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To build a model turns them off."""
+    calls: list[str] = []
+    switch, never = Compilation(Kernels.ON), Compilation(Kernels.OFF)
+    switch.loaded([MODEL, "draft"])
+    assert compiled == [MODEL, "draft"]
+    monkeypatch.setattr(mx, "enable_compile", lambda: calls.append("on"))
+    never.resume()
+    assert calls == []
+    switch.resume()
+    assert calls == ["on"]

@@ -3,17 +3,28 @@
 import asyncio
 import contextlib
 import json
+import re
+from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from punie_model_host.door import faults, guard, health, replies, wire
+from punie_model_host.door import chat, completions, faults, fingerprint, guard, health, wire
+from punie_model_host.door.answers import Answers
+from punie_model_host.door.chat import ChatRequest
+from punie_model_host.door.chat_replies import ChatWriter
+from punie_model_host.door.completions import CompletionRequest
+from punie_model_host.door.conversation import MessageIn
 from punie_model_host.door.faults import Refusal
 from punie_model_host.door.guard import Guard
-from punie_model_host.door.limits import MAX_ITEMS, STALLED
+from punie_model_host.door.limits import MAX_CHOICES, MAX_IDS, MAX_ITEMS, STALLED
 from punie_model_host.door.mailbox import Mailbox
+from punie_model_host.door.replies import Head
+from punie_model_host.door.text_replies import TextWriter
+from punie_model_host.door.wire import StreamOptions
 from punie_protocol import errors
 from punie_protocol.engine import EngineStatus
 from punie_protocol.errors import InvalidRequest, LinkClosed
@@ -31,19 +42,35 @@ from punie_protocol.messages.to_model_host import (
 )
 from tests.support.scripted_desk import MODEL, USAGE, ScriptedDesk, finished
 
+ROOT = Path(__file__).parents[2]
 MANY = [{"type": "text", "text": "x"}] * (MAX_ITEMS + 1)
 HELLO = [{"role": "user", "content": "hi"}]
 
 
+def called(call: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [call]}
+
+
 def read(**fields: Any) -> Generate:
     """Return what the engine gets for a request's body."""
+    [wanted] = read_all(**fields)
+    return wanted
+
+
+def read_all(**fields: Any) -> list[Generate]:
+    """Return what the engine gets for each choice."""
     body = json.dumps({"messages": HELLO} | fields).encode()
-    return wire.generate(wire.decode(body), "new")
+    return chat.generates(chat.decode(body), "new")
+
+
+def complete(**fields: Any) -> list[Generate]:
+    """Return what the engine gets for a completion's body."""
+    return completions.generates(completions.decode(json.dumps(fields).encode()), "new")
 
 
 def refused(body: bytes) -> faults.ErrorBody:
     with pytest.raises(Refusal) as caught:
-        wire.generate(wire.decode(body), "new")
+        chat.generates(chat.decode(body), "new")
     assert caught.value.status == 400
     assert caught.value.body.type == "invalid_request_error"
     return caught.value.body
@@ -105,6 +132,81 @@ def test_roles_and_parts():
     ]
 
 
+WILD = [
+    ({"role": "assistant", "content": ""}, AssistantMessage(text="")),
+    ({"role": "assistant"}, AssistantMessage(text="")),
+    ({"role": "assistant", "content": None, "refusal": "no"}, AssistantMessage(text="no")),
+    (
+        {"role": "assistant", "content": "a", "refusal": None, "audio": None, "annotations": []},
+        AssistantMessage(text="a"),
+    ),
+    (
+        {"role": "assistant", "content": "a", "tool_calls": [], "function_call": None},
+        AssistantMessage(text="a"),
+    ),
+    (
+        {"role": "assistant", "content": "a", "tool_calls": None, "reasoning": "hm"},
+        AssistantMessage(text="a", thinking="hm"),
+    ),
+    (
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "never"}]},
+        AssistantMessage(text="never"),
+    ),
+    (
+        {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        AssistantMessage(text="a"),
+    ),
+    (
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}], "name": "ada"},
+        UserMessage(text="a"),
+    ),
+    ({"role": "user", "content": [], "name": None}, UserMessage(text="")),
+    (
+        {"role": "tool", "tool_call_id": "x", "content": [{"type": "text", "text": "4"}] * 2},
+        ToolMessage(call_id="x", name="", text="44"),
+    ),
+    ({"role": "tool", "tool_call_id": "x"}, ToolMessage(call_id="x", name="", text="")),
+    (
+        {"role": "system", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
+        SystemMessage(text="a"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("sent", "read_as"), WILD, ids=lambda value: str(value)[:60])
+def test_messages_as_clients_write_them(sent: dict[str, Any], read_as: object):
+    assert read(messages=[sent]).messages == [read_as]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "as_sent"), [("", "{}"), ('{"a": [1]}', '{"a": [1]}'), (" {}\n", " {}\n")]
+)
+def test_calls_of_the_past_stay_as_they_were(arguments: str, as_sent: str):
+    call = {"id": "any id, ü", "function": {"name": "look", "arguments": arguments}}
+    [message] = read(messages=[{"role": "assistant", "tool_calls": [call]}]).messages
+    part = ToolCallPart(call_id="any id, ü", name="look", arguments=as_sent)
+    assert message == AssistantMessage(tool_calls=[part])
+
+
+def test_a_call_can_be_asked_for():
+    tools = [{"type": "function", "function": {"name": name}} for name in ("look", "stop")]
+    named = {"type": "function", "function": {"name": "stop"}}
+    assert read(tools=tools).must_call is None
+    assert read(tools=tools, tool_choice="auto").must_call is None
+    assert read(tools=tools, tool_choice="none").must_call is None
+    assert read(tools=tools, tool_choice="required").must_call == ""
+    assert read(tools=tools, tool_choice=named).must_call == "stop"
+    assert not read(tools=tools, parallel_tool_calls=True).one_call
+    assert read(tools=tools, parallel_tool_calls=False).one_call
+
+
+def test_choices_are_requests_with_seeds_of_their_own():
+    wanted = read_all(n=3, seed=7)
+    assert [one.request_id for one in wanted] == [1, 2, 3]
+    assert [one.sampling.seed for one in wanted] == [7, 8, 9]
+    assert [one.sampling.seed for one in read_all(n=2)] == [None, None]
+
+
 def test_tools_go_on_as_they_are():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     tools = [
@@ -148,11 +250,38 @@ def test_unknown_fields_are_ignored():
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": MAX_CHOICES + 1}, "n"),
+        ({"top_logprobs": 2}, "logprobs"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"functions": []}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "function", "name": "a", "content": ""}]}, "messages[0].role"),
+        (
+            {"messages": [*HELLO, {"role": "assistant", "function_call": {"name": "a"}}]},
+            "messages[1].function_call",
+        ),
+        ({"messages": [called({"id": "a"})]}, "messages[0].tool_calls[0].function"),
+        (
+            {"messages": [called({"id": "a", "type": "custom"})]},
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            {"messages": [called({"id": "a", "function": {"name": "a", "arguments": "{a"}})]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"messages": [called({"id": "a", "function": {"name": "a", "arguments": "[]"}})]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "a"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"messages": [{"role": "pope", "content": ""}]}, "messages[0].role"),
         ({"messages": [*HELLO, {"role": "tool", "content": ""}]}, "messages[1].tool_call_id"),
@@ -203,7 +332,72 @@ def test_a_body_that_is_none_is_refused(body: bytes):
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_no_bytes_break_the_decoder(body: bytes):
     with contextlib.suppress(Refusal):
-        wire.decode(body)
+        chat.decode(body)
+    with contextlib.suppress(Refusal):
+        completions.decode(body)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("Once", ["Once"]),
+        (["Once", "Twice"], ["Once", "Twice"]),
+        ([5, 6], [[5, 6]]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+        ([[5, 6], "Once", []], [[5, 6], "Once", []]),
+        ("", [""]),
+    ],
+)
+def test_prompts_of_a_completion(prompt: Any, prompts: list[Any]):
+    wanted = complete(prompt=prompt, temperature=0.5, user="ada")
+    assert [one.prompt for one in wanted] == prompts
+    assert [one.request_id for one in wanted] == list(range(1, len(prompts) + 1))
+    assert {one.client_id for one in wanted} == {"http:ada"}
+    assert all(not one.messages and one.sampling.temperature == 0.5 for one in wanted)
+
+
+def test_a_completion_is_short_unless_it_says_more():
+    assert complete(prompt="a")[0].sampling.max_tokens == completions.MAX_TOKENS == 16
+    assert complete(prompt="a", max_tokens=None)[0].sampling.max_tokens == 16
+    assert complete(prompt="a", max_tokens=99)[0].sampling.max_tokens == 99
+
+
+def test_answers_of_several_prompts_are_in_openai_s_order():
+    wanted = complete(prompt=["a", "b"], n=2, seed=5)
+    assert [one.prompt for one in wanted] == ["a", "a", "b", "b"]
+    assert [one.sampling.seed for one in wanted] == [5, 6, 5, 6]
+    assert [one.request_id for one in wanted] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [1, [2]]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt[0]"),
+        ({"prompt": ["a"] * (MAX_CHOICES + 1)}, "prompt"),
+        ({"prompt": [1] * (MAX_IDS + 1)}, "prompt"),
+        ({"prompt": [[1], [1] * (MAX_IDS + 1)]}, "prompt"),
+        ({"prompt": ["a"] * 5, "n": 4}, "n"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "logprobs": 0}, "logprobs"),
+        ({"prompt": "a", "best_of": 3}, "best_of"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_a_completion_cannot_be(fields: dict[str, Any], param: str):
+    with pytest.raises(Refusal) as caught:
+        complete(**fields)
+    assert (caught.value.status, caught.value.body.param) == (400, param)
+
+
+def test_nothing_is_asked_for_by_null_and_false():
+    nothing: dict[str, Any] = dict.fromkeys(("suffix", "echo", "logprobs", "best_of", "n"))
+    assert complete(prompt="a", **nothing) == complete(prompt="a", echo=False, best_of=1, suffix="")
 
 
 @pytest.mark.parametrize("name", [None, "", "default", "tiny", "/models/tiny"])
@@ -231,7 +425,7 @@ KINDS = (
     (errors.NotFound(message="x", what="model"), 404, "model_not_found"),
     (errors.Denied(message="x"), 403, "denied"),
     (errors.VersionSkew(message="x", ours=1, theirs=2), 500, "version_skew"),
-    (errors.Overloaded(message="x"), 429, "overloaded"),
+    (errors.Overloaded(message="x"), 429, "rate_limit_exceeded"),
     (errors.Cancelled(message="x"), 503, "cancelled"),
     (errors.TimedOut(message="x", limit_s=1), 504, "timed_out"),
     (errors.ModelLoadFailed(message="x", folder="", file=""), 503, "model_load_failed"),
@@ -266,6 +460,40 @@ def test_the_engine_s_complaint_names_the_field():
     assert refusal.body.param == "top_p"
     assert refusal.body.message == f"{said} (do this)"
     assert faults.refusal(InvalidRequest(message="something else")).body.param is None
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("the prompt has 9 tokens, the model's window 3", "prompt"),
+        ("the conversation has 9 tokens, the model's window 3", "messages"),
+    ],
+)
+def test_what_is_too_long_is_named(message: str, param: str):
+    error = errors.ContextOverflow(message=message, tokens=9, limit=3)
+    assert faults.refusal(error).body.param == param
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("a call cannot be demanded of this model: so it is", "tool_choice"),
+        ("parameters of tool look: not a JSON object", "tools"),
+        ("the chat template refuses this conversation: why", "messages"),
+        ("prompt: it has no tokens", "prompt"),
+    ],
+)
+def test_what_the_engine_refuses_is_a_field(message: str, param: str):
+    assert faults.refusal(InvalidRequest(message=message)).body.param == param
+
+
+# the page
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, MessageIn, StreamOptions])
+def test_the_page_has_every_field(kind: type[msgspec.Struct]):
+    page = (ROOT / "docs/reference/http.md").read_text()
+    assert [name for name in kind.__struct_fields__ if not re.search(rf"\b{name}\b", page)] == []
 
 
 # the guard
@@ -332,30 +560,34 @@ def test_what_a_page_can_send_without_asking_is_no_json(values: list[bytes]):
 # answers
 
 
+HEAD = Head(id="chatcmpl-1", created=99, model="tiny", system_fingerprint="fp_1")
+
+
+def event(sent: bytes) -> Any:
+    assert sent.startswith(b"data: {")
+    assert sent.endswith(b"}\n\n")
+    return json.loads(sent[6:])
+
+
 def test_chunks_have_the_fields_that_clients_read():
-    writer = replies.Writer("chatcmpl-1", 99, "tiny")
-    call = replies.call(ToolCall(request_id=1, call_id="c", name="look", arguments="{}"), 3)
-    event = writer.event(replies.Delta(tool_calls=[call]))
-    assert event.startswith(b"data: {")
-    assert event.endswith(b"}\n\n")
-    chunk = json.loads(event[6:])
+    writer = ChatWriter(HEAD)
+    sent = writer.piece(ToolCall(request_id=4, call_id="c", name="look", arguments="{}"))
+    role, chunk = (event(part + b"\n\n") for part in sent.split(b"\n\n")[:-1])
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunk["object"] == "chat.completion.chunk"
     assert (chunk["id"], chunk["created"], chunk["model"]) == ("chatcmpl-1", 99, "tiny")
-    choice = chunk["choices"][0]
-    assert choice["finish_reason"] is None
+    assert chunk["system_fingerprint"] == "fp_1"
+    [choice] = chunk["choices"]
+    assert (choice["index"], choice["finish_reason"]) == (3, None)
     function = {"name": "look", "arguments": "{}"}
     assert choice["delta"]["tool_calls"] == [
-        {"index": 3, "id": "c", "type": "function", "function": function}
+        {"index": 0, "id": "c", "type": "function", "function": function}
     ]
-    end = finished(StopReason.LENGTH)
-    last = json.loads(writer.last(end.stop_reason, end.timings)[6:])
-    assert last["choices"][0] == {
-        "index": 0,
-        "delta": {},
-        "finish_reason": "length",
-        "logprobs": None,
-    }
-    usage = json.loads(writer.usage(USAGE)[6:])
+    last = event(writer.end(finished(StopReason.LENGTH, 4)))
+    assert last["choices"] == [
+        {"index": 3, "delta": {}, "finish_reason": "length", "logprobs": None}
+    ]
+    usage = event(writer.usage(USAGE))
     assert usage["choices"] == []
     assert usage["usage"] == {
         "prompt_tokens": 7,
@@ -363,6 +595,35 @@ def test_chunks_have_the_fields_that_clients_read():
         "total_tokens": 10,
         "prompt_tokens_details": {"cached_tokens": 4},
     }
+
+
+def test_a_completion_s_events_are_text():
+    writer = TextWriter(HEAD)
+    chunk = event(writer.piece(TextDelta(request_id=2, text=" upon")))
+    assert chunk["object"] == "text_completion"
+    assert chunk["choices"] == [
+        {"text": " upon", "index": 1, "finish_reason": None, "logprobs": None}
+    ]
+    assert "usage" not in chunk
+    last = event(writer.end(finished(StopReason.STOP, 2)))
+    assert (last["choices"][0]["text"], last["choices"][0]["finish_reason"]) == ("", "stop")
+    assert event(writer.usage(USAGE))["usage"]["total_tokens"] == 10
+
+
+def test_several_answers_count_their_prompt_once():
+    answers = Answers(4, per_prompt=2)
+    for id in (3, 1, 4, 2):
+        assert not answers.complete
+        answers.add(finished(StopReason.STOP, id))
+    assert answers.complete
+    assert (answers.usage.input_tokens, answers.usage.cached_tokens) == (14, 8)
+    assert answers.usage.output_tokens == 12
+
+
+def test_another_model_has_another_fingerprint():
+    one = fingerprint.of(MODEL)
+    assert one == fingerprint.of(msgspec.structs.replace(MODEL))
+    assert one != fingerprint.of(msgspec.structs.replace(MODEL, name="other"))
 
 
 # the mailbox

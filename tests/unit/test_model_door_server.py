@@ -1,6 +1,7 @@
 """The HTTP door over real sockets, with a desk that a test speaks for."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -179,6 +180,75 @@ def test_requests_share_a_connection():
     with_door(test, lambda _: text("Hello"))
 
 
+TEXT = "/v1/completions"
+
+
+def test_a_completion_whole_and_streamed():
+    async def test(rig: Rig) -> None:
+        whole = (await rig.ask("POST", TEXT, {"prompt": "Once"})).json
+        assert whole["object"] == "text_completion"
+        assert whole["id"].startswith("cmpl-")
+        assert whole["system_fingerprint"].startswith("fp_")
+        assert whole["choices"] == [
+            {"text": "Hello there", "index": 0, "finish_reason": "stop", "logprobs": None}
+        ]
+        assert whole["usage"]["total_tokens"] == 10
+        *chunks, done = (await rig.ask("POST", TEXT, {"prompt": "Once", "stream": True})).events
+        assert done == "[DONE]"
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Hello there"
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
+        assert all("usage" not in chunk for chunk in chunks)
+        assert [one.prompt for one in rig.desk.asked] == ["Once", "Once"]
+
+    with_door(test, lambda _: text("Hello", " there"))
+
+
+def numbered(request: Generate) -> list[ToModelClient]:
+    """Answer with the choice's number."""
+    id = request.request_id
+    return [TextDelta(request_id=id, text=f"answer {id}"), finished(request_id=id)]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_several_choices(path: str):
+    async def test(rig: Rig) -> None:
+        body = {"n": 3, **({"prompt": "Once"} if path == TEXT else HELLO)}
+        whole = (await rig.ask("POST", path, body)).json
+        assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+        usage = whole["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 9)
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        *chunks, last, done = (await rig.ask("POST", path, body | streamed)).events
+        assert (last["choices"], last["usage"], done) == ([], usage, "[DONE]")
+        ends = [one for chunk in chunks for one in chunk["choices"] if one["finish_reason"]]
+        assert [(one["index"], one["finish_reason"]) for one in ends] == [
+            (0, "stop"),
+            (1, "stop"),
+            (2, "stop"),
+        ]
+
+    with_door(test, numbered)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_when_one_choice_fails_all_do(streamed: bool):
+    async def test(rig: Rig) -> None:
+        response = await rig.chat(n=3, stream=streamed)
+        if streamed:
+            *_, error = response.events
+            assert [event for event in response.events if "error" in event] == [error]
+        else:
+            error = response.json
+        assert error["error"]["message"] == "the engine broke"
+        assert rig.desk.left == 1
+
+    def script(request: Generate) -> list[ToModelClient]:
+        broken = Failed(request_id=request.request_id, error=Internal(message="the engine broke"))
+        return numbered(request) if request.request_id == 1 else [broken]
+
+    with_door(test, script)
+
+
 # failures
 
 
@@ -190,7 +260,7 @@ def test_a_request_that_fails_at_once_gets_a_status(streamed: bool):
         assert response.headers["content-type"] == "application/json"
         assert (response.error["type"], response.error["code"]) == (
             "rate_limit_error",
-            "overloaded",
+            "rate_limit_exceeded",
         )
         assert rig.desk.left == 1
 
@@ -207,13 +277,16 @@ def test_a_stream_that_fails_later_says_so_in_an_event():
     with_door(test, lambda _: [TextDelta(request_id=1, text="Hel"), *broken])
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_goes_is_a_cancel(streamed: bool):
+def test_a_client_that_goes_is_a_cancel(streamed: bool, path: str):
+    body = {"stream": streamed, "n": 2, **({"prompt": "Once"} if path == TEXT else HELLO)}
+
     async def test(rig: Rig) -> None:
         async with HttpConnection.to(rig.port) as connection:
-            await connection.send(rig.request("POST", CHAT, HELLO | {"stream": streamed}))
-            await rig.until(lambda: rig.desk.inside)
-            rig.desk.say(TextDelta(request_id=1, text="Hel"))
+            await connection.send(rig.request("POST", path, body))
+            await rig.until(lambda: len(rig.desk.asked) == 2)
+            rig.desk.say(TextDelta(request_id=2, text="Hel"))
         await rig.until(lambda: rig.desk.left == 1)
 
     with_door(test)
@@ -234,7 +307,7 @@ def test_a_reader_that_is_too_slow_is_cancelled_and_told(monkeypatch: pytest.Mon
             await rig.until(lambda: rig.desk.left == 1)
             response = await connection.response()
             *_, error = response.events
-            assert error["error"]["code"] == "overloaded"
+            assert error["error"]["code"] == "rate_limit_exceeded"
             assert len(response.body) > (pieces - 1) * 20_000, "what was taken in time arrives"
 
     with_door(test)
@@ -318,6 +391,7 @@ def test_health_and_metrics():
         ("GET", "/", 404),
         ("POST", "/v1/nothing", 404),
         ("GET", CHAT, 405),
+        ("GET", "/v1/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/%2e%2e/%00", 404),
@@ -328,6 +402,8 @@ def test_everything_else_is_not_there(method: str, path: str, status: int):
         response = await rig.ask(method, path)
         assert response.status == status
         assert response.error["type"] == "invalid_request_error"
+        assert set(response.error) == {"message", "type", "param", "code"}
+        assert ("allow" in response.headers) is (status == 405)
 
     with_door(test)
 
@@ -398,8 +474,9 @@ def test_what_is_no_http_is_refused(sent: bytes):
     async def test(rig: Rig) -> None:
         async with HttpConnection.to(rig.port) as connection:
             await connection.send(sent)
-            status, _ = await connection.head()
-            assert 400 <= status < 500
+            response = await connection.response()
+            assert 400 <= response.status < 500
+            assert set(response.error) == {"message", "type", "param", "code"}
         assert (await rig.ask("GET", "/health")).status == 200
 
     with_door(test)
@@ -470,7 +547,7 @@ def test_many_large_bodies_at_a_time_are_too_many(monkeypatch: pytest.MonkeyPatc
             await rig.until(lambda: room.left < 150_000 - 90_000)
             await other.send(whole[:-1])
             refused = await other.response()
-            assert (refused.status, refused.error["code"]) == (429, "overloaded")
+            assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
             await held.send(whole[-1:])
             assert (await held.response()).status == 200
         assert room.left == 150_000
@@ -489,6 +566,36 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
             assert await connection.is_closed()
 
     with_door(test)
+
+
+def test_what_comes_drop_by_drop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bodies, "BODY_DEADLINE", 0.1)
+    room = bodies.Bodies(limit=100_000, total=150_000)
+    monkeypatch.setattr(app, "Bodies", lambda: room)
+    whole = json.dumps(HELLO | {"x": "y" * 90_000}).encode()
+
+    async def test(rig: Rig) -> None:
+        async with HttpConnection.to(rig.port) as connection:
+            await connection.send(rig.request("POST", CHAT, whole)[:-50_000])
+            await rig.until(lambda: room.left < 150_000)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                for _ in range(50_000):
+                    await connection.send(b"y")
+                    await asyncio.sleep(0.001)
+                    if room.left == 150_000:
+                        break
+            await rig.until(lambda: room.left == 150_000)
+        assert not rig.desk.asked
+
+    with_door(test)
+
+
+def test_how_long_a_body_may_take():
+    late, pace = limits.BODY_DEADLINE, limits.BODY_PACE
+    assert bodies.put_off(late, 0, 0.0) == late
+    assert bodies.put_off(late, pace, 3.0) == late + 1, "a second's bytes are a second more"
+    assert bodies.put_off(late, 100 * pace, 3.0) == late + 3, "not more than it has from now"
+    assert bodies.put_off(2 * late, 1, late) == pytest.approx(2 * late), "a drop is nothing"
 
 
 def test_headers_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch):
@@ -518,7 +625,7 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch):
                 assert (await connection.response()).status == 200
             async with HttpConnection.to(rig.port) as three:
                 response = await three.response()
-                assert (response.status, response.error["code"]) == (503, "overloaded")
+                assert (response.status, response.error["code"]) == (503, "rate_limit_exceeded")
         while (await rig.ask("GET", "/health")).status == 503:
             pass  # those who left may still be counted
 

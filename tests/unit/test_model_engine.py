@@ -400,10 +400,12 @@ def test_a_model_that_fails_in_reading_is_freed_before_the_old_one_is_read(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[weakref.ref] = []
+    weights: list[weakref.ref] = []
 
     def recording(folder: ModelFolder) -> LoadedModel:
         loaded = build(folder)
         built.append(weakref.ref(loaded.model))
+        weights.append(weakref.ref(loaded.arrays[0]))
         return loaded
 
     new = make_tiny_model(tmp_path / "new", seed=2)
@@ -413,12 +415,12 @@ def test_a_model_that_fails_in_reading_is_freed_before_the_old_one_is_read(
 
     def look_up() -> None:
         cut()
-        alive.append([model() is not None for model in built])
+        alive.append([made() is not None for made in (*built, *weights)])
 
     bench.look_up = look_up
     assert bench.load(str(new), 7).state is Load.FAILED
-    assert alive[0] == [True]
-    assert alive[-1] == [False, True]
+    assert alive[0] == [True, True]
+    assert alive[-1] == [False, True, False, True]
 
 
 def test_old_weights_that_are_gone_too_leave_no_model(models: Path, tmp_path: Path) -> None:

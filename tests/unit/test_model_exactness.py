@@ -3,92 +3,41 @@ parked or cancelled beside it. The reference is mlx-lm's own forward and caches,
 its tokens are forced upon the row and the choice at each position is compared."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from punie_model_host import batch as batch_module
-from punie_model_host.batch import Batch, RaggedBatch, Row, SoloBatch
+from punie_model_host.batch import RaggedBatch
 from punie_model_host.engine_messages import Key
-from punie_model_host.folder import EMBEDDED, check_folder, resolve
-from punie_model_host.loading import LoadedModel, build, read_weights
-from punie_model_host.ragged import BLOCK, sequence_cache
+from punie_model_host.folder import EMBEDDED
 from punie_model_host.sampling import RowError
-from tests.support.exactness import Alone, Forced, Tally, answer_alone, choose_forced
-from tests.support.small_models import ALONE, RAGGED, Kind, make_small_model
+from tests.support.courses import Course, Subject, dosed, make_subject
+from tests.support.exactness import choose_forced
+from tests.support.small_models import ALONE, PACKED, RAGGED, Kind
 
-TOKENS = 24
-"""Length of each reference's answer."""
-PROMPTS = (1, 2, 3, 9, 17, 40, BLOCK - 12, BLOCK - 1, BLOCK, BLOCK + 1, 300)
-"""Lengths of the references' prompts: answers cross the border of a block, or begin beside it."""
-DEAR = (1, 2, 9, 40, BLOCK - 12)
-"""Those of the embedded model, a hundred times as large as the others."""
 DOSE = 8
 """Random courses for each model in ``make test``; ``make test-all`` runs twenty times that."""
-
-
-class Subject:
-    """A loaded model with references of it."""
-
-    def __init__(
-        self, model: Any, new_batch: Callable[[], Batch], prompts: list[list[int]]
-    ) -> None:
-        self.model, self.new_batch, self.prompts = model, new_batch, prompts
-        self.answers: dict[int, Alone] = {}
-
-    def answer(self, number: int) -> Alone:
-        """Return a reference, computed once."""
-        place = number % len(self.prompts)
-        if place not in self.answers:
-            self.answers[place] = answer_alone(self.model, self.prompts[place], TOKENS)
-        return self.answers[place]
-
-
-def load(folder: Path) -> LoadedModel:
-    loaded = build(check_folder(folder))
-    read_weights(loaded, lambda _done, _total: None)
-    return loaded
-
-
-def subject(name: str, loaded: LoadedModel, new_batch: Callable[[], Batch]) -> Subject:
-    random, size = np.random.default_rng(7), loaded.facts.vocabulary
-    lengths = DEAR if name == EMBEDDED else PROMPTS
-    return Subject(loaded.model, new_batch, [random.integers(0, size, n).tolist() for n in lengths])
 
 
 @pytest.fixture(scope="module")
 def subject_of(tmp_path_factory) -> Callable[[str], Subject]:
     """Return what makes a subject by its name, once."""
 
-    @cache
-    def make(name: str) -> Subject:
-        folder = resolve(EMBEDDED, Path())
-        if name != EMBEDDED:
-            folder = make_small_model(tmp_path_factory.mktemp("m"), Kind(name))
-        loaded = load(folder)
-        if name in ALONE:
-            return subject(name, loaded, lambda: SoloBatch(loaded.model))
-        layers = len(make_prompt_cache(loaded.model))
-        return subject(name, loaded, lambda: RaggedBatch(loaded.model, layers))
-
-    return make
+    return cache(lambda name: make_subject(name, tmp_path_factory.mktemp("m")))
 
 
-@pytest.fixture(params=[*RAGGED, EMBEDDED])
+@pytest.fixture(params=[*RAGGED, *PACKED, EMBEDDED])
 def one_ragged(request, subject_of) -> Subject:
     """Each model whose rows can share a forward."""
     return subject_of(request.param)
 
 
-@pytest.fixture(params=[*RAGGED, *ALONE])
+@pytest.fixture(params=[*RAGGED, *PACKED, *ALONE])
 def anyone(request, subject_of) -> Subject:
     """Each small model, in the batch it can be computed in."""
     return subject_of(request.param)
@@ -105,97 +54,6 @@ def forcing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_module, "sample", choose_forced)
         yield
-
-
-@dataclass(repr=False)
-class Course:
-    """A batch, the rows beside it, and what each of them did so far."""
-
-    subject: Subject
-    tally: Tally = field(default_factory=Tally)
-    parked: list[Row] = field(default_factory=list)
-    read: dict[Key, list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.batch = self.subject.new_batch()
-        self.rows: dict[Key, Forced] = {}
-
-    def join(self, number: int, chunk: int = 512) -> Key:
-        """Compute all of a prompt but its last token, in chunks, or with a chunk of 0 take it from
-        the reference as a prefix cache would, and let it join."""
-        answer = self.subject.answer(number)
-        caches, body = make_prompt_cache(self.subject.model), answer.prompt[:-1]
-        if chunk == 0 and isinstance(self.batch, RaggedBatch):
-            caches = [_first(cache, len(body)) for cache in answer.caches]
-        else:
-            for start in range(0, len(body), chunk or 512):
-                self.subject.model(mx.array([body[start : start + (chunk or 512)]]), cache=caches)
-        key = Key(1, len(self.rows))
-        forced = self.rows[key] = Forced(answer, self.tally, what=f"row {key.request_id}")
-        token = mx.array(answer.prompt[-1:])
-        row = Row(key=key, caches=caches, length=len(body), token=token, sampler=forced)  # ty: ignore[invalid-argument-type]  # stands for it
-        self.batch.join(row)
-        return key
-
-    def dispatch(self) -> None:
-        """One step; rows at the end of their reference leave, and are looked at."""
-        if not len(self.batch):
-            return
-        self.batch.dispatch()
-        self.note(self.batch.read(ahead=1))
-        for key in [key for key in self.batch.keys if self.rows[key].is_done]:
-            self.check(self.batch.leave(key))
-
-    def note(self, tokens: list[tuple[Key, int]]) -> None:
-        for key, token in tokens:
-            self.read.setdefault(key, []).append(token)
-
-    def park(self, number: int) -> None:
-        """Take a row out; every second time with copies of its own, not slices of the batch's."""
-        if len(self.batch):
-            row = self.batch.leave(self.batch.keys[number % len(self.batch)])
-            if number % 2:
-                row.detach()
-            self.parked.append(row)
-
-    def come_back(self, number: int) -> None:
-        if self.parked:
-            self.batch.join(self.parked.pop(number % len(self.parked)))
-
-    def cancel(self, number: int) -> None:
-        if len(self.batch):
-            self.check(self.batch.leave(self.batch.keys[number % len(self.batch)]))
-
-    def check(self, row: Row) -> None:
-        """A row that was taken out is what its sequence is alone."""
-        forced = self.rows[row.key]
-        fed = forced.fed
-        assert row.length == len(fed) - 1
-        assert memoryview(row.token.astype(mx.uint32)).tolist() == fed[-1:]
-        if not row.length:
-            return
-        for mine, its in zip(row.caches, forced.answer.caches, strict=True):
-            if type(its) is KVCache:
-                for one, other in zip(mine.keys_and_values(), its.keys_and_values(), strict=True):
-                    assert mx.allclose(one, other[:, :, : row.length], rtol=1e-3, atol=1e-3)
-
-    def finish(self) -> None:
-        """Let every row come to its end."""
-        while len(self.batch) or self.parked:
-            while self.parked and len(self.batch) < 16:
-                self.come_back(0)
-            self.dispatch()
-        self.note(self.batch.read())
-        for key, forced in self.rows.items():
-            assert self.read.get(key, []) == forced.answer.tokens[: forced.position]
-        assert self.batch.nbytes == 0
-        if self.rows:
-            self.tally.close()
-
-
-def _first(cache: KVCache, tokens: int) -> KVCache:
-    keys, values = cache.keys_and_values()
-    return sequence_cache(keys[:, :, :tokens], values[:, :, :tokens])
 
 
 MOVES = st.lists(
@@ -226,21 +84,6 @@ def run(course: Course, moves: list[tuple[str, int]], chunk: int) -> None:
             case "cancel":
                 course.cancel(number)
     course.finish()
-
-
-def dosed(examples: int) -> settings:
-    """Return settings for so many examples, always the same; for twenty times as many, and others
-    each time, in the profile ``thorough``."""
-    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    if thorough := settings.get_current_profile_name() == "thorough":
-        examples *= 20
-    return settings(
-        phases=[Phase.explicit, Phase.reuse, Phase.generate, *[Phase.shrink][:thorough]],
-        max_examples=examples,
-        derandomize=not thorough,
-        database=None,
-        suppress_health_check=checks,
-    )
 
 
 @dosed(DOSE)

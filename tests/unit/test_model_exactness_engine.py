@@ -19,7 +19,7 @@ from punie_protocol.messages.common import Priority
 from punie_protocol.messages.to_model_client import Failed, Finished
 from punie_protocol.messages.to_model_host import Sampling
 from tests.support.engine_bench import EngineBench, Oracle, turn
-from tests.support.small_models import ALONE, RAGGED, Kind, make_small_model
+from tests.support.small_models import ALONE, PACKED, RAGGED, Kind, make_by_name
 
 SYSTEM = "Rules for everyone: be brief, be right, and say so when you are not. " * 2
 """What many conversations begin with."""
@@ -27,17 +27,17 @@ LIMITS = EngineSettings(memory_mb=64, max_batch=4, step_tokens=32, disk_mb=0)
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory) -> Callable[[Kind], Path]:
-    return cache(lambda kind: make_small_model(tmp_path_factory.mktemp("models") / kind, kind))
+def folder_of(tmp_path_factory) -> Callable[[str], Path]:
+    return cache(lambda name: make_by_name(tmp_path_factory.mktemp("models") / name, name))
 
 
 @pytest.fixture(scope="module")
-def oracle_of(folder_of) -> Callable[[Kind], Oracle]:
-    return cache(lambda kind: Oracle(folder_of(kind)))
+def oracle_of(folder_of) -> Callable[[str], Oracle]:
+    return cache(lambda name: Oracle(folder_of(name)))
 
 
-@pytest.fixture(params=[*RAGGED, *ALONE])
-def kind(request) -> Kind:
+@pytest.fixture(params=[*RAGGED, *PACKED[:2], *ALONE])
+def kind(request) -> str:
     return request.param
 
 
@@ -156,24 +156,25 @@ def test_what_the_prefix_cache_had_changes_no_answer(kind, folder_of, oracle_of)
     prompt = len(oracle_of(kind).expect(bench.requests[first]).prepared.tokens)
     assert cached[0] == prompt - 1
     assert cached[3] >= prompt - 1
-    if kind in RAGGED:
+    if kind not in ALONE:
         assert cached[1] > len(SYSTEM)
         assert cached[2] >= 70
 
 
-def test_a_warm_restart_changes_no_answer(folder_of, oracle_of, tmp_path):
+@pytest.mark.parametrize("name", [Kind.QWEN3, *PACKED[:2]])
+def test_a_warm_restart_changes_no_answer(folder_of, oracle_of, tmp_path, name):
     limits = EngineSettings(memory_mb=64, max_batch=4, step_tokens=32)
     sampling = Sampling(temperature=0.0, max_tokens=20)
-    bench = EngineBench(folder_of(Kind.QWEN3), limits, cache_dir=tmp_path)
+    bench = EngineBench(folder_of(name), limits, cache_dir=tmp_path)
     first = bench.submit(turn(SYSTEM), sampling)
     bench.run()
     bench.engine.close(bench.now + 10)
-    again = EngineBench(folder_of(Kind.QWEN3), limits, cache_dir=tmp_path)
+    again = EngineBench(folder_of(name), limits, cache_dir=tmp_path)
     for text in (SYSTEM, SYSTEM + "More."):
         again.submit(turn(text), sampling)
     again.submit(turn(SYSTEM, bench.text(first), "and then?"), sampling)
     again.run()
-    again.check(oracle_of(Kind.QWEN3))
+    again.check(oracle_of(name))
     for key in again.requests:
         end = again.end(key)
         assert isinstance(end, Finished)
@@ -217,8 +218,8 @@ def make_faulty(model: Any) -> type[Faulty]:
     return model.__class__
 
 
-@pytest.fixture(params=[Kind.QWEN3, Kind.LFM2])
-def either(request) -> Kind:
+@pytest.fixture(params=[Kind.QWEN3, PACKED[0], Kind.LFM2])
+def either(request) -> str:
     """A model in each kind of batch."""
     return request.param
 
@@ -290,7 +291,7 @@ def test_a_row_that_cannot_be_computed_ends_alone(either, folder_of, oracle_of):
         assert bench.text(key) == other.text
 
 
-@pytest.mark.parametrize("untied", [Kind.QWEN3, Kind.MAMBA2])
+@pytest.mark.parametrize("untied", [Kind.QWEN3, PACKED[0], Kind.MAMBA2])
 def test_a_row_without_numbers_ends_alone_and_leaves_nothing_behind(untied, folder_of, oracle_of):
     bench, oracle = EngineBench(folder_of(untied), LIMITS), oracle_of(untied)
     poison = oracle.loaded.tokenizer.encode("~", add_special_tokens=False)[0]

@@ -2,14 +2,16 @@
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from punie_model_host.files import MAX_TEXT
 from punie_model_host.folder import EMBEDDED, INDEX, check_folder, resolve
-from punie_model_host.loading import build
+from punie_model_host.loading import build, read_weights
 from punie_model_host.profile import ToolCallFormat
 from punie_protocol.errors import ModelLoadFailed, PunieError
 from punie_protocol.messages.common import PromptStyle
@@ -103,6 +105,25 @@ BROKEN: list[tuple[str, Break, str, str]] = [
     ),
     ("lost tensor", lambda f: write_index(f, lost=WEIGHTS), WEIGHTS, "lacks lost"),
     ("index name", lambda f: write_index(f, x="../w"), INDEX, "names '../w'"),
+    ("pipe", lambda f: os.mkfifo(f / "vocab.json"), "vocab.json", "is no ordinary file"),
+    (
+        "device",
+        lambda f: (f / "added_tokens.json").symlink_to("/dev/zero"),
+        "added_tokens.json",
+        "is no ordinary file",
+    ),
+    (
+        "sparse",
+        lambda f: os.truncate(f / "config.json", MAX_TEXT + 1),
+        "config.json",
+        "which is the limit",
+    ),
+    (
+        "mode",
+        lambda f: edit_json(f, "config.json", quantization={"mode": ["affine"]}),
+        "config.json",
+        "mode ['affine']",
+    ),
 ]
 
 
@@ -177,6 +198,20 @@ def test_parts_that_do_not_fit(folder: Path, damage: Break, file: str, reason: s
     assert reason in error.message
 
 
+def test_code_and_pickles_in_a_folder_are_not_touched(folder: Path) -> None:
+    mark = folder / "mark"
+    code = f"open({str(mark)!r}, 'w').close()\nclass Evil: pass\n"
+    for name in ("evil.py", "modeling.py", "tokenization.py"):
+        (folder / name).write_text(code)
+    (folder / "pytorch_model.bin").write_bytes(b"cbuiltins\nexec\n.")
+    edit_json(folder, "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+    maps = {"AutoTokenizer": ["tokenization.Evil", None]}
+    edit_json(folder, "tokenizer_config.json", auto_map=maps)
+    loaded = build(check_folder(folder))
+    read_weights(loaded, lambda _done, _total: None)
+    assert not mark.exists()
+
+
 def test_no_folder_and_no_access(tmp_path: Path) -> None:
     with pytest.raises(PunieError, match="no such model folder") as caught:
         check_folder(tmp_path / "none")
@@ -217,6 +252,7 @@ def test_what_a_model_name_means(tmp_path: Path) -> None:
     assert resolve("org/name", tmp_path) == tmp_path / "org/name"
     assert resolve("/some/where", tmp_path) == Path("/some/where")
     assert resolve("~/model", tmp_path) == Path.home() / "model"
+    assert resolve("~nobody-knows/model", tmp_path) == tmp_path / "~nobody-knows/model"
     for bad in ("", "../other", "a/../../b"):
         with pytest.raises(PunieError, match="names no model"):
             resolve(bad, tmp_path)

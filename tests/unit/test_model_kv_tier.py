@@ -14,6 +14,7 @@ import pytest
 
 from punie_model_host.kv_tier import HOUR, KVTier, fingerprint
 from punie_model_host.prefix_cache import PrefixCache
+from punie_model_host.profile import KVQuantization
 from punie_model_host.token_trie import Node, encode, walk
 from tests.support.kv import (
     FINGERPRINT,
@@ -48,9 +49,9 @@ def started(folder: Path, *, memory: int = ROOMY, **tier) -> PrefixCache:
     return PrefixCache(memory, tier=open_tier(folder, **tier), quiet=20.0)
 
 
-def keep(cache: PrefixCache, *sequences: list[int]) -> None:
+def keep(cache: PrefixCache, *sequences: list[int], packed: bool = False) -> None:
     for tokens in sequences:
-        cache.put(tokens, reader(tokens))
+        cache.put(tokens, reader(tokens, packed=packed))
 
 
 def borrowed(cache: PrefixCache, tokens: list[int]) -> int:
@@ -63,11 +64,12 @@ def borrowed(cache: PrefixCache, tokens: list[int]) -> int:
     return lease.length
 
 
-def test_a_restart_is_warm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_restart_is_warm(tmp_path: Path, packed: bool) -> None:
     shared = list(range(1000))
     one, two = [*shared, *[7] * 300], [*shared[:900], *[8] * 300]
     cache = started(tmp_path)
-    keep(cache, one, two)
+    keep(cache, one, two, packed=packed)
     nodes = len(list(cache._root.below()))
     assert cache.flush(never) == nodes == len(files_of(tmp_path))
     assert cache.flush(never) == 0, "written twice"
@@ -180,6 +182,29 @@ def test_files_are_safetensors(tmp_path: Path) -> None:
     check_values([(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(2)], [5, 6, 7])
     assert len(tensors) == 1 + 2 * len(wanted)
     assert metadata["fingerprint"] == FINGERPRINT
+
+
+def test_packed_keys_and_values_are_in_files_by_name(tmp_path: Path) -> None:
+    cache = started(tmp_path)
+    tokens = list(range(5))
+    some = [[mx.random.normal((1, 2, 5, 64)) for _ in "kv"] for _ in range(2)]
+    packed = [[mx.quantize(array, group_size=32, bits=4) for array in layer] for layer in some]
+    cache.put(tokens, lambda a, b: [(*k, *v) for k, v in packed])
+    cache.flush(never)
+    (file,) = files_of(tmp_path)
+    tensors = cast("dict[str, mx.array]", mx.load(str(file)))
+    for n, layer in enumerate(packed):
+        for name, triple in zip(("keys", "values"), layer, strict=True):
+            found = [tensors[f"{n}.{name}{part}"] for part in ("", ".scales", ".biases")]
+            assert all(mx.array_equal(a, b).item() for a, b in zip(found, triple, strict=True))
+    assert len(tensors) == 1 + 2 * 6
+    again = started(tmp_path)
+    again.warm([*tokens, 0], ROOMY)
+    layers = again.lease([*tokens, 0]).layers
+    assert layers is not None
+    for got, (keys, values) in zip(layers, packed, strict=True):
+        pairs = zip(got, (*keys, *values), strict=True)
+        assert all(mx.array_equal(a, b).item() for a, b in pairs)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
@@ -429,12 +454,14 @@ def test_the_fingerprint_changes_with_what_is_computed(tmp_path: Path) -> None:
     assert fingerprint(folder, "float32") in seen
     assert len(next(iter(seen))) == 32
 
-    def different(dtype: str = "float32") -> None:
-        new = fingerprint(folder, dtype)
+    def different(dtype: str = "float32", **more) -> None:
+        new = fingerprint(folder, dtype, **more)
         assert new not in seen
         seen.add(new)
 
     different("bfloat16")
+    for packing in (KVQuantization(4, 32), KVQuantization(8, 32), KVQuantization(4, 64)):
+        different(quantization=packing)
     weights = folder / "model.safetensors"
     info = weights.stat()
     os.utime(weights, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
@@ -444,6 +471,15 @@ def test_the_fingerprint_changes_with_what_is_computed(tmp_path: Path) -> None:
     different()
     (folder / "model-2.safetensors").write_bytes(b"x")
     different()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    different(adapter=adapter)
+    (adapter / "adapters.safetensors").write_bytes(b"x")
+    different(adapter=adapter)
+    (adapter / "adapter_config.json").write_text('{"rank": 8}')
+    different(adapter=adapter)
+    different(adapter=adapter, quantization=KVQuantization(4, 32))
 
 
 def test_scanning_reads_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

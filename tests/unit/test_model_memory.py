@@ -11,7 +11,15 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 from punie_model_host import ragged
-from punie_model_host.memory import BLOCK, KVBudget, kv_bytes_per_token, machine_budget
+from punie_model_host.memory import (
+    BLOCK,
+    SCRATCH,
+    KVBudget,
+    at_once,
+    kv_bytes_per_token,
+    machine_budget,
+    score_bytes,
+)
 from punie_protocol.engine import EngineSettings
 from tests.support.small_models import RAGGED, Kind, make_small_model
 
@@ -112,6 +120,16 @@ def test_the_largest_request_fits_and_one_token_more_does_not(total: int, per_to
     assert not budget.fits([budget.most_tokens + 1])
 
 
+@given(context=st.integers(0, 10**6), heads=st.integers(1, 128), itemsize=st.sampled_from([2, 4]))
+def test_scores_that_stand_in_memory_whole_are_bounded(context, heads, itemsize) -> None:
+    each = score_bytes({"text_config": {"num_attention_heads": heads}}, itemsize)
+    assert each == heads * itemsize
+    tokens = at_once(context, each)
+    assert tokens == 16 or tokens * (context + tokens) * each <= SCRATCH // 4
+    assert (tokens + 1) * (context + tokens + 1) * each > SCRATCH // 4
+    assert score_bytes({}, 4) == 4
+
+
 def test_nothing_runs_and_nothing_is_needed() -> None:
     assert KVBudget(10, 1).predicted([]) == 0
     assert KVBudget(10, 1).left([]) == 10
@@ -164,5 +182,5 @@ def test_the_batch_never_holds_more_tokens_than_predicted() -> None:
     cache = ragged.RaggedKVCache(ragged.Frame())
     keys = mx.zeros((1, 1, 1, 1))
     for tokens in range(1, 6 * BLOCK):
-        cache.reserve(1, tokens, keys, keys)
+        cache.reserve(1, tokens, (keys, keys))
         assert cache.nbytes <= KVBudget(0, 2 * keys.itemsize).predicted([tokens])

@@ -16,7 +16,14 @@ from prometheus_client import parser
 from punie_model_host import metrics
 from punie_model_host.metrics import MAX_CLIENTS, OTHER, End, Gauges, Metrics, Tally
 from punie_model_host.prometheus import CONTENT_TYPE, FAMILIES, exposition
-from punie_protocol.engine import ClientUsage, EngineStatus, Histogram, KVStatus, quantile
+from punie_protocol.engine import (
+    ClientUsage,
+    DraftCounts,
+    EngineStatus,
+    Histogram,
+    KVStatus,
+    quantile,
+)
 from punie_protocol.messages.common import Usage
 from punie_supervisor.cli import output
 
@@ -47,7 +54,8 @@ def busy() -> EngineStatus:
     for _ in range(3):
         counted.gap(0.012)
     work(counted, 1.0, 0.5, rows=2, prefilled=100)
-    counted.drafted(4, 3)
+    for _ in range(2):
+        counted.drafted("ngram", DraftCounts(proposed=4, accepted=3, emitted=4))
     kv = KVStatus(running=1, reserved=2, cache=3, budget=10, disk=4)
     per_client = {"shop": (1, 2), "blog": (3, 4)}
     return counted.snapshot(
@@ -73,7 +81,7 @@ def test_requests_are_counted_by_end_and_refusals_by_kind() -> None:
     assert status.rejected == {"overloaded": 2}
     assert (status.input_tokens, status.cached_tokens, status.output_tokens) == (600, 480, 42)
     assert status.cached_share == 0.8
-    assert (status.proposed, status.accepted) == (4, 3)
+    assert status.drafts == {"ngram": DraftCounts(proposed=8, accepted=6, emitted=8)}
 
 
 def test_each_client_has_what_its_requests_took() -> None:

@@ -37,6 +37,8 @@ sequences = runs.map(lambda pairs: [token for token, times in pairs for _ in ran
 class Against(RuleBasedStateMachine):
     """The cache with its tier against the list of all that was put."""
 
+    packed = False
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
@@ -62,7 +64,7 @@ class Against(RuleBasedStateMachine):
 
     @rule(tokens=sequences, pinned=st.booleans())
     def put(self, tokens: list[int], pinned: bool) -> None:
-        self.cache.put(tokens, reader(tokens), pinned=pinned)
+        self.cache.put(tokens, reader(tokens, packed=self.packed), pinned=pinned)
         self.put_so_far.append(tokens)
         self.exact &= self.roomy
         if pinned and self.budget >= 2 * len(tokens) * TOKEN_NBYTES and self.roomy:
@@ -150,6 +152,18 @@ Against.TestCase.settings = settings(
 
 
 TestAgainst = pytest.mark.timeout(120)(Against.TestCase)
+
+
+class AgainstPacked(Against):
+    """The same with six arrays a layer."""
+
+    packed = True
+
+
+AgainstPacked.TestCase.settings = settings(Against.TestCase.settings, max_examples=20)
+
+
+TestAgainstPacked = pytest.mark.timeout(120)(AgainstPacked.TestCase)
 
 
 # the trie
@@ -345,17 +359,18 @@ def test_a_lease_outlives_what_it_was_taken_from() -> None:
 
 
 @pytest.mark.parametrize("count", [200, 256, 500])
-def test_a_lease_is_the_borrowers(count: int) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_lease_is_the_borrowers(count: int, packed: bool) -> None:
     """Assigned into, in place: neither the cache nor another borrower sees it."""
     cache = PrefixCache(ROOMY)
     tokens = list(range(count))
-    cache.put(tokens, reader(tokens))
+    cache.put(tokens, reader(tokens, packed=packed))
     other = cache.lease([*tokens, 0])
     mine = cache.lease([*tokens, 0])
     assert mine.layers is not None
-    for keys, values in mine.layers:
-        keys[:] = 0.0
-        values[:, :, 3] = 0.0
+    for layer in mine.layers:
+        for one in layer:
+            one[:, :, 3] = 0
     mx.eval(mine.layers)
     check_values(other.layers, tokens)
     check_values(cache.lease([*tokens, 0]).layers, tokens)

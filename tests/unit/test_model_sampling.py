@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from mlx_lm import sample_utils
 
 from punie_model_host.profile import SamplingProfile
-from punie_model_host.sampling import UNSOUND, RowError, RowSampler, sample
+from punie_model_host.sampling import (
+    PENALTY_CONTEXT,
+    UNSOUND,
+    Place,
+    RowError,
+    RowSampler,
+    look_ahead,
+    sample,
+)
 from punie_model_host.sampling_plan import SamplingPlan, check_stop, plan_sampling
 from punie_protocol.errors import InvalidRequest, PunieError
 from punie_protocol.messages.to_model_host import Sampling
@@ -430,3 +438,82 @@ def test_a_row_that_fails_is_named_and_changes_nothing() -> None:
     assert caught.value.index == 1
     assert sound.position == 0
     assert [sample(each, [sound]).read()[0] for each in logits] == alone(wish, logits)
+
+
+# looking ahead
+
+LINE = 2 * PENALTY_CONTEXT + 3
+"""Positions of a row: more than penalties look back on."""
+
+
+@given(
+    st.lists(st.tuples(wishes, st.lists(st.integers(0, 9), max_size=8)), min_size=1, max_size=8),
+    st.sampled_from([mx.float32, mx.bfloat16]),
+)
+@settings(max_examples=40)
+def test_a_place_says_what_is_sampled_there_once_its_drafts_are_taken(
+    members: list[tuple[dict[str, Any], list[int]]], dtype: mx.Dtype
+) -> None:
+    """Each row looks ahead and takes, again and again, by as much as it likes; the places of all
+    rows are asked at once. One token more than its drafts is taken, as of a batch."""
+    lines = [
+        [logits_of(100 * n + at).astype(dtype) for at in range(LINE)] for n in range(len(members))
+    ]
+    said = [alone(wish, line) for (wish, _), line in zip(members, lines, strict=True)]
+    rows = [row(**wish) for wish, _ in members]
+    for move in range(8):
+        ahead = [leaps[move] if move < len(leaps) else 0 for _, leaps in members]
+        places, logits, expected = [], [], []
+        for n, (sampler, count) in enumerate(zip(rows, ahead, strict=True)):
+            start = sampler.position
+            for at in range(start, min(start + count + 1, LINE)):
+                places.append(Place(sampler, tuple(said[n][start:at])))
+                logits.append(lines[n][at])
+                expected.append(said[n][at])
+        if not places:
+            break
+        for _ in range(2):  # nobody is a token further by it
+            assert look_ahead(mx.concatenate(logits), places).read() == expected
+        for n, (sampler, count) in enumerate(zip(rows, ahead, strict=True)):
+            start = sampler.position
+            sampler.take(said[n][start : start + count + 1])
+    for sampler, line, tokens in zip(rows, lines, said, strict=True):
+        rest = [sample(logits, [sampler]).read()[0] for logits in line[sampler.position :]]
+        assert rest == tokens[LINE - len(rest) :]
+
+
+def test_tokens_taken_at_once_and_one_by_one_are_the_same_past() -> None:
+    wish = {"temperature": 1.0, "seed": 4, "frequency_penalty": 1.0, "repetition_penalty": 1.3}
+    logits = [logits_of(n) for n in range(LINE)]
+    said = alone(wish, logits)
+    for count in (1, 2, PENALTY_CONTEXT - 1, PENALTY_CONTEXT, PENALTY_CONTEXT + 1, LINE - 5):
+        sampler = row(**wish)
+        sample(logits[0], [sampler])
+        sampler.take(said[1:count])
+        rest = [sample(each, [sampler]).read()[0] for each in logits[max(1, count) :]]
+        assert rest == said[max(1, count) :]
+
+
+def test_a_bias_may_depend_on_the_position() -> None:
+    class Fixed(RowSampler):
+        def bias_at(self, position: int) -> mx.array:
+            return mx.zeros((VOCABULARY,)).at[30 + position].add(100.0)
+
+    fixed = Fixed(plan(logit_bias={1: 1.0}), VOCABULARY, PROMPT)
+    places = [Place(fixed), Place(fixed, (30,)), Place(fixed, (30, 31))]
+    assert look_ahead(logits_of(1, 3), places).read() == [30, 31, 32]
+    fixed.take([30, 31])
+    assert sample(logits_of(2), [fixed]).read() == [32]
+
+
+def test_a_place_that_fails_is_named_and_one_without_numbers_fails_alone() -> None:
+    broken = RowSampler(SamplingPlan(SamplingProfile(temperature=1.0), seed=-1), VOCABULARY, [])
+    sound = row(temperature=1.0, seed=2)
+    places = [Place(sound), Place(sound, (3,)), Place(broken), Place(broken, (3,))]
+    with pytest.raises(RowError) as caught:
+        look_ahead(logits_of(1, 4), places)
+    assert caught.value.index == 2
+    assert sound.position == 0
+    logits = mx.concatenate([logits_of(1), mx.full((1, VOCABULARY), NAN), logits_of(2)])
+    said = look_ahead(logits, [Place(sound), Place(sound, (3,)), Place(sound, (3, 4))]).read()
+    assert [token == UNSOUND for token in said] == [False, True, False]

@@ -185,8 +185,8 @@ def test_repairs(text: str, expected: list[Piece]) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("<tool_call>\nread it", "no function"),
-        ("<tool_call>", "no function"),
+        ("<tool_call>\nread it", "no call"),
+        ("<tool_call>", "no call"),
         ("<tool_call>\n<function=>\n</function></tool_call>", "without a name"),
         ("<tool_call>\n<function=run>\nwhat?", "between the parameters"),
         ("<tool_call>\n<function=run>\n<parameter=text>\nhalf", "no end"),
@@ -206,6 +206,25 @@ def test_a_call_cut_at_the_limit_is_not_made() -> None:
     (piece,) = parse(text, cut=True)
     assert isinstance(piece, Malformed)
     assert "limit of tokens" in piece.reason
+
+
+def test_a_draft_ends_where_the_thinking_does_whatever_its_letters() -> None:
+    """``İ`` is longer in lower case."""
+    text = "<tool_call>İİİ</think>So."
+    for chunks in ([text], list(text)):
+        assert parse(*chunks, thinking=True) == [Thinking("<tool_call>İİİ"), Text("So.")]
+
+
+def test_letters_that_are_only_like_those_of_a_tag_are_none() -> None:
+    """``ſ`` is another case of s, and not in lower case."""
+    for text in ("<tool_call><tool_callſ>", "<tool_call>\n</tool_callſ>"):
+        assert isinstance(parse(text)[-1], Malformed)
+
+
+def test_objects_in_objects_are_no_call() -> None:
+    text = '<tool_call>{"name": ' + '{"name": ' * 3000 + '"x"' + "}" * 3001 + "</tool_call>"
+    (piece,) = parse(text)
+    assert isinstance(piece, Malformed)
 
 
 def test_thinking_is_no_text() -> None:

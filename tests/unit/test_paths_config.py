@@ -43,6 +43,28 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         Paths.from_environment({"PUNIE_HOME": str(tmp_path)}).prepare()
 
 
+def test_a_model_is_a_name_or_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths.from_environment({"PUNIE_HOME": str(tmp_path / "home")})
+    (paths.models_dir / "org" / "big").mkdir(parents=True)
+    here = tmp_path / "here"
+    (here / "org" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert paths.model("anything") == "anything"
+    assert paths.model("org/big") == "org/big", "as it is listed"
+    assert paths.model("./org/big") == str(here / "org" / "big")
+    assert paths.model("org/mine") == str(here / "org" / "mine")
+    assert paths.model("org/none") == str(here / "org" / "none")
+    assert paths.model("org/../org/big") == str(here / "org/../org/big")
+    assert paths.model("/m") == "/m"
+    assert paths.model("~") == str(Path.home())
+    (here / "org" / "big").mkdir()
+    assert paths.model("org/big") == str(here / "org" / "big"), "what is here goes before"
+    with pytest.raises(PunieError, match="no such user's home"):
+        paths.model("~nobody-of-that-name/x")
+
+
 def config(tmp_path: Path, text: str) -> Config:
     paths = Paths.from_environment({"PUNIE_HOME": str(tmp_path)})
     paths.config_dir.mkdir()

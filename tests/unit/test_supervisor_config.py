@@ -184,18 +184,36 @@ def test_names_and_paths_are_no_addresses(model: str):
 
 
 def test_an_address_on_the_command_line_is_not_taken_for_a_path():
-    assert _absolute("http://h:1/v1#org/name") == "http://h:1/v1#org/name"
-    assert _absolute("embedded") == "embedded"
-    assert Path(_absolute("a/b")).is_absolute()
+    paths = Paths.from_environment({})
+    assert _absolute("http://h:1/v1#org/name", paths) == "http://h:1/v1#org/name"
+    assert _absolute("embedded", paths) == "embedded"
+    assert Path(_absolute("a/b", paths)).is_absolute()
     with pytest.raises(PunieError, match="is not a server's address"):
-        _absolute("http://[")
+        _absolute("http://[", paths)
 
 
 @pytest.mark.parametrize("address", ["http://me:secret@h:1/v1", "http://me:secret@h:x/v1"])
 def test_a_password_in_a_models_name_is_refused_and_not_repeated(address: str):
     with pytest.raises(PunieError, match="may hold no password") as caught:
-        _absolute(f"{address}#n")
+        _absolute(f"{address}#n", Paths.from_environment({}))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('speculation = "draft"', "needs a draft_model"),
+        ('draft_model = "http://h:1/v1"', "is a server's address"),
+        ('speculation = "often"', "speculation"),
+        ("num_draft_tokens = 0", "num_draft_tokens"),
+    ],
+)
+def test_speculation_that_cannot_be_is_refused(tmp_path: Path, text: str, what: str):
+    paths = Paths.from_environment({"PUNIE_HOME": str(tmp_path)})
+    paths.config_dir.mkdir()
+    paths.config_file.write_text(f"[engine]\n{text}\n")
+    with pytest.raises(PunieError, match=what):
+        Config.load(paths)
 
 
 def test_every_key_is_documented():

@@ -26,7 +26,8 @@ SEEN = {"a.py": "import os\n", ".gitignore": "ignored.py\n", "ignored.py": "impo
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("homes") / "ada"  # what is beside it is nobody else's
+    home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     return home
 

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from uuid import uuid4
 
 import msgspec
@@ -17,18 +17,30 @@ from starlette.types import Receive, Scope, Send
 
 from punie_model_host import prometheus
 from punie_model_host.desk import FEW
-from punie_model_host.door import faults, guard, health, replies, wire
+from punie_model_host.door import (
+    chat,
+    completions,
+    faults,
+    fingerprint,
+    guard,
+    health,
+    replies,
+    wire,
+)
+from punie_model_host.door.answers import Answers
 from punie_model_host.door.bodies import Bodies, Disconnected
+from punie_model_host.door.chat_replies import ChatWriter
 from punie_model_host.door.desks import Desk
 from punie_model_host.door.faults import Refusal
 from punie_model_host.door.guard import Guard
 from punie_model_host.door.limits import PULSE
 from punie_model_host.door.mailbox import Mailbox
 from punie_model_host.door.pulse import Pulse
-from punie_model_host.door.replies import Writer
+from punie_model_host.door.replies import Head, Writer
 from punie_model_host.door.stream import JSON, Abort, EventStream, send_body, send_whole
+from punie_model_host.door.text_replies import TextWriter
 from punie_model_host.door.users import Users
-from punie_model_host.door.wire import ChatRequest
+from punie_model_host.door.wire import Asked
 from punie_model_host.log import event
 from punie_protocol.engine import EngineStatus
 from punie_protocol.errors import Internal, ModelUnavailable
@@ -37,6 +49,19 @@ from punie_protocol.messages.to_model_host import Generate
 
 type Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+
+class _Api[A: Asked](NamedTuple):
+    """One of OpenAI's two APIs for text: what begins its ids, how its requests are read, and who
+    writes its answers."""
+
+    prefix: str
+    decode: Callable[[bytes], A]
+    generates: Callable[[A, str], list[Generate]]
+    writer: Callable[[Head], Writer]
+
+
+_CHAT: Final = _Api("chatcmpl", chat.decode, chat.generates, ChatWriter)
+_TEXT: Final = _Api("cmpl", completions.decode, completions.generates, TextWriter)
 _METRICS: Final = (b"content-type", prometheus.CONTENT_TYPE.encode())
 _CLOSE: Final = (b"connection", b"close")
 
@@ -55,6 +80,7 @@ class App:
         self._router = Router(
             [
                 Route("/v1/chat/completions", _Endpoint(self._chat), methods=["POST"]),
+                Route("/v1/completions", _Endpoint(self._complete), methods=["POST"]),
                 Route("/v1/models", _Endpoint(self._models), methods=["GET"]),
                 Route("/v1/models/{name:path}", _Endpoint(self._model), methods=["GET"]),
                 Route("/health", _Endpoint(self._health), methods=["GET"]),
@@ -96,18 +122,31 @@ class App:
             ) from None
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._ask(_CHAT, scope, receive, send)
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._ask(_TEXT, scope, receive, send)
+
+    async def _ask[A: Asked](
+        self, api: _Api[A], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         headers = scope["headers"]
         guard.check_json(headers)
-        request = wire.decode(await self._bodies.read(receive, headers))
+        asked = api.decode(await self._bodies.read(receive, headers))
         model = self._loaded()
-        wire.check_model(request.model, model)
-        id = f"chatcmpl-{uuid4().hex}"
-        wanted = wire.generate(request, id)
-        writer = Writer(id, int(time.time()), model.name)
-        with self._users.share(wanted.client_id) as client_id:
-            visit = _Visit(self._desk, receive)
-            shared = replace(wanted, client_id=client_id)
-            await _answer(visit, shared, request, writer, send, _abort(scope))
+        wire.check_model(asked.model, model)
+        id = f"{api.prefix}-{uuid4().hex}"
+        wanted = api.generates(asked, id)
+        head = Head(
+            id=id,
+            created=int(time.time()),
+            model=model.name,
+            system_fingerprint=fingerprint.of(model),
+        )
+        visit = _Visit(self._desk, receive)
+        with self._users.share(asked.client_id) as client_id:
+            shared = [replace(one, client_id=client_id) for one in wanted]
+            await _answer(visit, shared, asked, api.writer(head), send, _abort(scope))
 
     async def _models(self, scope: Scope, _receive: Receive, send: Send) -> None:
         loaded = [] if self._desk.model is None else [self._desk.model]
@@ -188,14 +227,21 @@ class _Endpoint:
 
 
 async def _answer(
-    visit: _Visit, wanted: Generate, request: ChatRequest, writer: Writer, send: Send, abort: Abort
+    visit: _Visit,
+    wanted: Sequence[Generate],
+    asked: Asked,
+    writer: Writer,
+    send: Send,
+    abort: Abort,
 ) -> None:
+    answers = Answers(len(wanted), asked.answers)
     async with visit:
-        visit.submit(wanted)
-        if not request.stream:
-            await send_whole(visit.mailbox, writer, send, abort)
+        for one in wanted:
+            visit.submit(one)
+        if not asked.stream:
+            await send_whole(visit.mailbox, writer, answers, send, abort)
             return
-        stream = EventStream(visit.mailbox, writer, send, usage=request.wants_usage)
+        stream = EventStream(visit.mailbox, writer, answers, send, usage=asked.wants_usage)
         with Pulse(stream.give_sign, abort, PULSE) as pulse:
             await stream.run(pulse)
 

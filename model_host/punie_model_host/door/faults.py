@@ -24,8 +24,18 @@ from punie_protocol.messages.to_model_host import Sampling
 
 type Headers = list[tuple[bytes, bytes]]
 
-_PARAMS: Final = frozenset({*Sampling.__struct_fields__, "messages", "tools"})
+TOO_MANY: Final = "rate_limit_exceeded"
+"""What OpenAI's servers call it when a client is to come back later."""
+_PARAMS: Final = frozenset({*Sampling.__struct_fields__, "messages", "tools", "prompt"})
 """Fields of a request as `Generate` calls them too."""
+_BEGINNINGS: Final = {
+    "the prompt ": "prompt",
+    "the conversation ": "messages",
+    "the chat template ": "messages",
+    "parameters of tool ": "tools",
+    "a call cannot be demanded": "tool_choice",
+}
+"""How messages begin that are about a field without naming it as clients do."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +87,13 @@ def invalid(message: str, param: str | None = None, *, code: str | None = None) 
 def undecodable(error: Exception) -> Refusal:
     """Return the refusal of a body that is no JSON, no UTF-8, or has the wrong types."""
     message = str(error)
-    found = re.search(r" - at (?:`key` in )?`\$\.?([^`]*)`$", message)
-    if found is None:
+    at = re.search(r" - at (?:`key` in )?`\$\.?([^`]*)`$", message)
+    missing = re.search(r"missing required field `(\w+)`", message)
+    if at is None and missing is None:
         return invalid(f"the body is not a JSON object as it should be: {message}")
-    return invalid(message, found[1].replace("[...]", "") or None)
+    names = [at[1].replace("[...]", "")] if at is not None else []
+    names += [missing[1]] if missing is not None else []
+    return invalid(message, ".".join(filter(None, names)) or None)
 
 
 def refusal(error: WireError) -> Refusal:
@@ -110,7 +123,7 @@ def _kind(error: WireError) -> tuple[int, str, str | None]:
         case Denied():
             return 403, "permission_error", "denied"
         case Overloaded():
-            return 429, "rate_limit_error", "overloaded"
+            return 429, "rate_limit_error", TOO_MANY
         case ModelUnavailable() | ModelLoadFailed() | ProcessLost() | Cancelled():
             return 503, "server_error", _word(error)
         case TimedOut():
@@ -125,11 +138,10 @@ def _word(error: WireError) -> str:
 
 def _param(error: WireError) -> str | None:
     """Return the field that an error's message begins with."""
-    match error:
-        case ContextOverflow():
-            return "messages"
-        case InvalidRequest(message=message):
-            named = re.match(r"(?:sampling: )?(\w+)", message)
-            return named[1] if named and named[1] in _PARAMS else None
-        case _:
-            return None
+    if not isinstance(error, InvalidRequest | ContextOverflow):
+        return None
+    for beginning, param in _BEGINNINGS.items():
+        if error.message.startswith(beginning):
+            return param
+    named = re.match(r"(?:sampling: )?(\w+)", error.message)
+    return named[1] if named and named[1] in _PARAMS else None

@@ -48,7 +48,7 @@ class Guard:
         if not right or scheme.lower() != b"bearer":
             raise Refusal(
                 401,
-                "authentication_error",
+                "invalid_request_error",
                 "the key is missing or wrong: send it as 'Authorization: Bearer KEY'; "
                 "where it is, says: punie model serve",
                 code="invalid_api_key",

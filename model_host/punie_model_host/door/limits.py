@@ -9,6 +9,10 @@ MAX_BODY: Final = MAX_FRAME
 that takes a third of a second, in which nobody's tokens move."""
 MAX_ITEMS: Final = 10_000
 """Messages of a conversation, and parts of one message."""
+MAX_IDS: Final = 1 << 20
+"""Token ids of a raw prompt; longer than any model's window."""
+MAX_CHOICES: Final = 16
+"""Answers that one request may ask for."""
 MAX_BODIES: Final = 3 * MAX_BODY
 """Of all requests that are being read at one time."""
 MAX_DISCARDED: Final = 4 * MAX_BODY
@@ -22,8 +26,10 @@ SEND_BUFFER: Final = 128 * 1024
 MAX_CONNECTIONS: Final = 128
 HEAD_DEADLINE: Final = 10.0
 """From the first byte (of a new connection, from its beginning) to the end of the headers."""
-BODY_DEADLINE: Final = 30.0
-"""From the end of the headers to the end of the body."""
+BODY_DEADLINE: Final = 5.0
+"""For which a body may stop coming; ahead of `BODY_PACE` it may not get by more than that."""
+BODY_PACE: Final = 1_000_000
+"""Bytes a second that a body comes with at least: what was read of it takes others' room."""
 KEEP_ALIVE: Final = 60.0
 """For how long a connection without a request stays."""
 PULSE: Final = 15.0

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 from punie_model_host.door.limits import MAX_UNSENT
-from punie_model_host.door.wire import REQUEST_ID
 from punie_protocol.errors import LinkClosed, Overloaded
 from punie_protocol.messages.to_model_client import (
     Failed,
@@ -16,6 +15,8 @@ from punie_protocol.messages.to_model_client import (
 
 _FIXED = 200
 """Bytes that an event takes besides its text."""
+_FIRST = 1
+"""Any choice of the request: when one fails, all do."""
 
 
 class Mailbox:
@@ -65,7 +66,7 @@ class Mailbox:
     def _overflow(self) -> None:
         text = f"the stream is read too slowly: {self._limit} bytes of it wait"
         error = Overloaded(message=text, hint="read faster, or ask for less")
-        self._waiting.append(Failed(request_id=REQUEST_ID, error=error))
+        self._waiting.append(Failed(request_id=_FIRST, error=error))
         self.close(text)
         # Not from inside: it is the sender that is in the middle of something.
         asyncio.get_running_loop().call_soon(self._overflowed)

@@ -1,14 +1,60 @@
-"""Answers of OpenAI's chat API, as JSON. Pure."""
+"""Answers of OpenAI's APIs as JSON: what both have in common. Pure."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
+from punie_model_host.door.answers import Answer
 from punie_protocol.messages.common import ModelInfo, Usage
-from punie_protocol.messages.to_model_client import StepTimings, StopReason, ToolCall
+from punie_protocol.messages.to_model_client import (
+    Finished,
+    StepTimings,
+    StopReason,
+    TextDelta,
+    ThinkingDelta,
+    ToolCall,
+)
 
 DONE: Final = b"data: [DONE]\n\n"
+FINISH: Final = {
+    StopReason.STOP: "stop",
+    StopReason.TOOL_CALLS: "tool_calls",
+    StopReason.LENGTH: "length",
+}
+
+type Piece = TextDelta | ThinkingDelta | ToolCall
+
+
+class Writer(Protocol):
+    """Writes the answers to one request; of what the engine says, the request's id less 1 is the
+    choice. Events of a stream end in an empty line."""
+
+    def piece(self, message: Piece) -> bytes:
+        """Return more of a choice; empty for what this API has no place for."""
+        ...
+
+    def end(self, message: Finished) -> bytes:
+        """Return the event that says why a choice ends."""
+        ...
+
+    def usage(self, usage: Usage) -> bytes:
+        """Return the event with the usage, which has no choices."""
+        ...
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> bytes:
+        """Return the body of answers that are no stream."""
+        ...
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in all that is written of one request: `created` is Unix time, in seconds;
+    `system_fingerprint` changes with what answers can depend on."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 class CachedDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,76 +80,6 @@ class TimingsOut(msgspec.Struct, frozen=True, kw_only=True):
     decode: float
 
 
-class FunctionOut(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    arguments: str
-
-
-class CallOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A tool call; `index` only in a stream."""
-
-    id: str
-    type: str
-    function: FunctionOut
-    index: int | None = None
-
-
-class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """More of an answer."""
-
-    role: str | None = None
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[CallOut] | None = None
-
-
-class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
-    delta: Delta
-    finish_reason: str | None = None
-    index: int = 0
-    logprobs: None = None
-
-
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event of a stream."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: UsageOut | None = None
-    timings: TimingsOut | None = None
-
-
-class MessageOut(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A whole answer."""
-
-    role: str
-    content: str | None
-    reasoning_content: str | None = None
-    tool_calls: list[CallOut] | None = None
-
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    message: MessageOut
-    finish_reason: str
-    index: int = 0
-    logprobs: None = None
-
-
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of an answer that is no stream."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: UsageOut
-    timings: TimingsOut
-
-
 class ModelOut(msgspec.Struct, frozen=True, kw_only=True):
     """A model. The last two are not OpenAI's, in tokens."""
 
@@ -116,71 +92,10 @@ class ModelOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """The models that can be asked for: the one that is loaded, if any."""
+
     data: list[ModelOut]
     object: str = "list"
-
-
-_encoder = msgspec.json.Encoder()
-_FINISH: Final = {
-    StopReason.STOP: "stop",
-    StopReason.TOOL_CALLS: "tool_calls",
-    StopReason.LENGTH: "length",
-}
-
-
-class Writer:
-    """The answer to one request: `id` and `created` (Unix time, seconds) are in all that it
-    makes. Events of a stream end in an empty line."""
-
-    def __init__(self, id: str, created: int, model: str) -> None:
-        self.id = id
-        self._created = created
-        self._model = model
-
-    def event(self, delta: Delta) -> bytes:
-        """Return more of an answer."""
-        return self._chunk([ChunkChoice(delta=delta)])
-
-    def last(self, reason: StopReason, timings: StepTimings) -> bytes:
-        """Return the event that says why the answer ends."""
-        choice = ChunkChoice(delta=Delta(), finish_reason=_FINISH[reason])
-        return self._chunk([choice], timings=_timings(timings))
-
-    def usage(self, usage: Usage) -> bytes:
-        """Return the event with the usage, which has no choices."""
-        return self._chunk([], usage=_usage(usage))
-
-    def whole(
-        self, message: MessageOut, reason: StopReason, usage: Usage, timings: StepTimings
-    ) -> bytes:
-        """Return an answer that is no stream."""
-        completion = Completion(
-            id=self.id,
-            object="chat.completion",
-            created=self._created,
-            model=self._model,
-            choices=[Choice(message=message, finish_reason=_FINISH[reason])],
-            usage=_usage(usage),
-            timings=_timings(timings),
-        )
-        return _encoder.encode(completion)
-
-    def _chunk(
-        self,
-        choices: list[ChunkChoice],
-        usage: UsageOut | None = None,
-        timings: TimingsOut | None = None,
-    ) -> bytes:
-        chunk = Chunk(
-            id=self.id,
-            object="chat.completion.chunk",
-            created=self._created,
-            model=self._model,
-            choices=choices,
-            usage=usage,
-            timings=timings,
-        )
-        return data(_encoder.encode(chunk))
 
 
 def data(body: bytes) -> bytes:
@@ -191,12 +106,6 @@ def data(body: bytes) -> bytes:
 def comment(text: str) -> bytes:
     """Return a line of a stream that is no event: a sign of life."""
     return f": {text}\n\n".encode()
-
-
-def call(call: ToolCall, index: int | None = None) -> CallOut:
-    """Return a tool call; `index` counts those of a stream."""
-    function = FunctionOut(name=call.name, arguments=call.arguments)
-    return CallOut(id=call.call_id, type="function", function=function, index=index)
 
 
 def models(loaded: Sequence[ModelInfo]) -> ModelList:
@@ -213,7 +122,8 @@ def model(info: ModelInfo) -> ModelOut:
     )
 
 
-def _usage(usage: Usage) -> UsageOut:
+def usage_out(usage: Usage) -> UsageOut:
+    """Return the tokens as OpenAI counts them."""
     return UsageOut(
         prompt_tokens=usage.input_tokens,
         completion_tokens=usage.output_tokens,
@@ -222,5 +132,10 @@ def _usage(usage: Usage) -> UsageOut:
     )
 
 
-def _timings(timings: StepTimings) -> TimingsOut:
-    return TimingsOut(queue=timings.queue, prefill=timings.prefill, decode=timings.decode)
+def timings_out(timings: Sequence[StepTimings]) -> TimingsOut:
+    """Return where the time went; of several choices, which are made at one time, the longest."""
+    return TimingsOut(
+        queue=max(one.queue for one in timings),
+        prefill=max(one.prefill for one in timings),
+        decode=max(one.decode for one in timings),
+    )

@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from punie_model_host.door import guard
+from punie_model_host.door import faults, guard
 from punie_model_host.door.app import App
 from punie_model_host.door.desks import Desk
 from punie_model_host.door.faults import ErrorBody, ErrorEnvelope
@@ -99,6 +99,13 @@ class _Connection(H11Protocol):
             self._stop_listening()
         self._watch_head()
 
+    def send_400_response(self, msg: str) -> None:
+        """Say that what came is no HTTP; the connection ends."""
+        # Not through h11, which may be in a state in which it sends no answer.
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_answer(400, "Bad Request", faults.invalid(msg).body))
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watch()
         super().connection_lost(exc)
@@ -159,12 +166,25 @@ def _config(app: App) -> Config:
     )
 
 
-def _full() -> bytes:
-    text = f"the door has {MAX_CONNECTIONS} connections, which is its limit"
-    error = ErrorBody(message=text, type="rate_limit_error", code="overloaded")
+def _answer(status: int, phrase: str, error: ErrorBody, *headers: str) -> bytes:
     body = msgspec.json.encode(ErrorEnvelope(error))
-    head = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-    return head + b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+    lines = [
+        f"HTTP/1.1 {status} {phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-_FULL: Final = _full()
+_FULL: Final = _answer(
+    503,
+    "Service Unavailable",
+    ErrorBody(
+        message=f"the door has {MAX_CONNECTIONS} connections, which is its limit",
+        type="rate_limit_error",
+        code=faults.TOO_MANY,
+    ),
+    "retry-after: 1",
+)

@@ -1,4 +1,5 @@
-"""A request's answer over HTTP: as server-sent events while it is made, or whole at its end."""
+"""A request's answers over HTTP: as server-sent events while they are made, or whole at their
+end."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +8,12 @@ from typing import Final, assert_never
 from starlette.types import Send
 
 from punie_model_host.door import faults, replies
+from punie_model_host.door.answers import Answers
 from punie_model_host.door.faults import Headers
 from punie_model_host.door.limits import SEND_DEADLINE
 from punie_model_host.door.mailbox import Mailbox
 from punie_model_host.door.pulse import Pulse
-from punie_model_host.door.replies import CallOut, Delta, MessageOut, Writer
+from punie_model_host.door.replies import Writer
 from punie_protocol.messages.to_model_client import (
     Failed,
     Finished,
@@ -40,25 +42,20 @@ class EventStream:
     """Writes what comes into a mailbox as events; all that is ready goes out in one write.
 
     The status goes out with the first sign of an answer, so a request that is refused gets an
-    error's. A stream that fails later ends with an event that has ``error``, without ``[DONE]``.
+    error's. A stream that fails later, in any of its choices, ends with an event that has
+    ``error``, without ``[DONE]``. `answers` is told how each choice ends.
     """
 
     def __init__(
-        self,
-        mailbox: Mailbox,
-        writer: Writer,
-        send: Send,
-        *,
-        usage: bool,
+        self, mailbox: Mailbox, writer: Writer, answers: Answers, send: Send, *, usage: bool
     ) -> None:
         self._mailbox = mailbox
         self._writer = writer
+        self._answers = answers
         self._send = send
         self._usage = usage
         self._started = False  # the status is out
-        self._opened = False  # the role is out
         self._over = False
-        self._calls = 0
         self._prefill = ""
         self._sign = b""
 
@@ -87,61 +84,54 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     def _events(self, messages: Sequence[ToModelClient]) -> Iterator[bytes]:
+        said = False
         for message in messages:
             match message:
-                case TextDelta(text=text):
-                    yield self._delta(Delta(content=text))
-                case ThinkingDelta(text=text):
-                    yield self._delta(Delta(reasoning_content=text))
-                case ToolCall():
-                    yield self._delta(Delta(tool_calls=[replies.call(message, self._calls)]))
-                    self._calls += 1
+                case TextDelta() | ThinkingDelta() | ToolCall():
+                    said = True
+                    yield self._writer.piece(message)
                 case PrefillProgress(done=done, total=total):
                     self._prefill = f"prefill {done}/{total}"
                 case Finished():
+                    said = True
                     yield self._finish(message)
                 case Failed():
-                    yield self._fail(message)
+                    yield self._fail(message, said=said)
+                    return  # the other choices have failed too
                 case ModelWelcome() | ModelChanged() | Refused() | TokenCount():
                     pass  # for clients that stay
                 case _:
                     assert_never(message)
 
-    def _delta(self, delta: Delta) -> bytes:
-        event = self._writer.event(delta)
-        if self._opened:
-            return event
-        self._opened = True
-        return self._writer.event(Delta(role="assistant", content="")) + event
-
     def _finish(self, message: Finished) -> bytes:
+        self._answers.add(message)
+        last = self._writer.end(message)
+        if not self._answers.complete:
+            return last
         self._over = True
-        opening = b"" if self._opened else self._delta(Delta())
-        last = self._writer.last(message.stop_reason, message.timings)
-        usage = self._writer.usage(message.usage) if self._usage else b""
-        return opening + last + usage + replies.DONE
+        usage = self._writer.usage(self._answers.usage) if self._usage else b""
+        return last + usage + replies.DONE
 
-    def _fail(self, message: Failed) -> bytes:
+    def _fail(self, message: Failed, *, said: bool) -> bytes:
         self._over = True
         refusal = faults.refusal(message.error)
-        if not self._started and not self._opened:
+        if not self._started and not said:
             raise refusal
         return replies.data(refusal.encoded())
 
 
-async def send_whole(mailbox: Mailbox, writer: Writer, send: Send, abort: Abort) -> None:
-    """Wait for the end of an answer and send it; nothing when its reader is gone. Raises `Refusal`
-    when the request failed."""
-    answer = _Answer()
-    while answer.end is None:
+async def send_whole(
+    mailbox: Mailbox, writer: Writer, answers: Answers, send: Send, abort: Abort
+) -> None:
+    """Wait for the end of all answers and send them; nothing when their reader is gone. Raises
+    `Refusal` when the request failed."""
+    while not answers.complete:
         messages = await mailbox.take()
         if not messages and mailbox.closed:
             return
         for message in messages:
-            answer.add(message)
-    end = answer.end
-    body = writer.whole(answer.message(), end.stop_reason, end.usage, end.timings)
-    await send_body(send, abort, 200, body)
+            answers.add(message)
+    await send_body(send, abort, 200, writer.whole(answers.choices, answers.usage))
 
 
 async def send_body(
@@ -160,41 +150,3 @@ async def send_body(
             await send({"type": "http.response.body", "body": body})
     except TimeoutError:
         abort()
-
-
-class _Answer:
-    """An answer that is collected; `end` is there when it is complete."""
-
-    def __init__(self) -> None:
-        self.end: Finished | None = None
-        self._text: list[str] = []
-        self._thinking: list[str] = []
-        self._calls: list[CallOut] = []
-
-    def add(self, message: ToModelClient) -> None:
-        """Take a message. Raises `Refusal` for the request's failure."""
-        match message:
-            case TextDelta(text=text):
-                self._text.append(text)
-            case ThinkingDelta(text=text):
-                self._thinking.append(text)
-            case ToolCall():
-                self._calls.append(replies.call(message))
-            case Finished():
-                self.end = message
-            case Failed(error=error):
-                raise faults.refusal(error)
-            case PrefillProgress() | ModelWelcome() | ModelChanged() | Refused() | TokenCount():
-                pass
-            case _:
-                assert_never(message)
-
-    def message(self) -> MessageOut:
-        """Return what was collected."""
-        text = "".join(self._text)
-        return MessageOut(
-            role="assistant",
-            content=None if self._calls and not text else text,
-            reasoning_content="".join(self._thinking) or None,
-            tool_calls=self._calls or None,
-        )

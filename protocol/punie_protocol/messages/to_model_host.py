@@ -3,6 +3,7 @@ clients (workers) on its own socket."""
 
 import msgspec
 
+from punie_protocol.engine import EngineSettings
 from punie_protocol.messages.common import Limits, Message, Priority, Role
 
 
@@ -16,11 +17,13 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 class LoadModel(Message, frozen=True, tag="load_model"):
     """Supervisor: use `model` from now on: a name (``embedded``, or a folder of the models
-    directory) or an absolute path. It is checked before the present one is given up. Answered by
-    `ModelState` messages with the same `request_id`."""
+    directory) or an absolute path. It is checked before the present one is given up. With
+    `settings` the engine has those from then on; the same model may be loaded again for them.
+    Answered by `ModelState` messages with the same `request_id`."""
 
     request_id: int
     model: str
+    settings: EngineSettings | None = None
 
 
 class Ping(Message, frozen=True, tag="ping"):
@@ -140,7 +143,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Generate(Message, frozen=True, tag="generate"):
     """Client: answer this conversation. Answered by a stream that ends with `Finished` or
     `Failed`. `request_id` is unique on the link; `client_id` is the fairness key and
-    `conversation_id` a hint for the prefix cache, both opaque."""
+    `conversation_id` a hint for the prefix cache, both opaque.
+
+    With a `prompt`, text or token ids, that is gone on with as it is: no template, no tools, no
+    tool calls in what comes out; `messages` and `tools` are empty then.
+
+    With `must_call` the answer is a call: of the tool of that name, or, if it is empty, of any.
+    With `one_call` the answer ends with its first call."""
 
     request_id: int
     client_id: str
@@ -149,6 +158,9 @@ class Generate(Message, frozen=True, tag="generate"):
     messages: list[AnyChatMessage]
     tools: list[ToolSchema] = msgspec.field(default_factory=list[ToolSchema])
     sampling: Sampling = Sampling()
+    prompt: str | list[int] | None = None
+    must_call: str | None = None
+    one_call: bool = False
 
 
 class CancelGenerate(Message, frozen=True, tag="cancel_generate"):

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from punie_protocol import client as punie
+from punie_protocol.engine import EngineStatus
 from punie_protocol.errors import Overloaded, WireError
 from punie_protocol.isolation import WorkerLimits
 from punie_supervisor.cli import engine_text
@@ -241,17 +242,26 @@ def model(status: punie.ModelStatus) -> Check:
 
 
 def engine(status: punie.ModelStatus) -> list[Check]:
-    """Whether the model host's engine answers what it is asked; nothing while it did nothing."""
+    """Whether the model host's engine answers what it is asked, with the draft model that is asked
+    for; nothing of what it did while it did nothing."""
     found = status.engine
-    if found is None or not engine_text.has_worked(found):
+    if found is None:
         return []
+    checks = [_work(found)] if engine_text.has_worked(found) else []
+    if error := found.draft_model.error:
+        hint = "name another: punie model use --draft-model NAME, or draft_model in config.toml"
+        checks.append(warn("drafts", f"no draft model: {error}", hint))
+    return checks
+
+
+def _work(found: EngineStatus) -> Check:
     done = engine_text.requests(found)
     if found.requests.get("failed"):
-        return [warn("engine", done, "see: punie logs")]
+        return warn("engine", done, "see: punie logs")
     if refused := found.rejected.get(_OVERLOADED, 0):
         text = f"{done}, {refused} of those because too many waited"
-        return [warn("engine", text, "see who asks: punie status --json, model.engine.clients")]
-    return [ok("engine", f"{done}, {engine_text.cached(found)}")]
+        return warn("engine", text, "see who asks: punie status --json, model.engine.clients")
+    return ok("engine", f"{done}, {engine_text.cached(found)}")
 
 
 def workers(found: Sequence[punie.WorkerStatus], system: str) -> Check:

@@ -1,6 +1,8 @@
 """``punie up | down | restart | status | logs``."""
 
 import asyncio
+import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -10,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from punie_protocol import client as punie
+from punie_protocol.client import Drafting
 from punie_protocol.errors import Internal, PunieError
 from punie_supervisor.cli import output
 from punie_supervisor.cli.exit_codes import ExitCode
@@ -17,6 +20,7 @@ from punie_supervisor.cli.status_text import places, render
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
 from punie_supervisor.clients.errors import DaemonUnreachable
+from punie_supervisor.drafting import NOTHING, applied, arguments, is_empty
 from punie_supervisor.paths import Paths
 
 STOP_TIMEOUT = 10.0
@@ -26,30 +30,35 @@ LOAD_TIMEOUT = 600.0
 """A model of 20 GB from a slow disk."""
 
 
-def up(model: str | None) -> ExitCode:
-    """Start the daemon when none runs, and wait until its model is ready."""
+def up(model: str | None, wish: Drafting = NOTHING) -> ExitCode:
+    """Start the daemon when none runs, and wait until its model is ready, its engine as wished. One
+    that runs gets the settings, not another model."""
+    from punie_supervisor.cli import use
+
     paths = Paths.from_environment()
-    pid = launch.ensure_running(paths, model=model, patience=launch.START_TIMEOUT)
+    pid = launch.ensure_running(paths, model=model, drafting=wish, patience=launch.START_TIMEOUT)
     if pid is not None:
         output.say(f"started (pid {pid})")
-        return asyncio.run(wait_for_model(paths))
+        return asyncio.run(wait_for_model(paths)) or use.check_draft(paths, wish)
     output.say(f"already running (pid {launch.daemon_pid(paths)})")
     code = asyncio.run(wait_for_model(paths))
     present = asyncio.run(read_status(paths)).model
-    if model is not None and model not in (present.name, present.folder):
-        output.say(f"error: its model is {present.name}; run: punie restart --model {model}")
+    listed = os.path.relpath(present.folder or paths.models_dir, paths.models_dir)
+    if model is not None and model not in (present.name, present.folder, listed):
+        flags = shlex.join(["punie", "model", "use", *arguments(wish), model])
+        output.say(f"error: its model is {present.name}; run: {flags}")
         return ExitCode.USAGE
-    return code
+    return code if is_empty(wish) else use.use(use.as_use(wish), as_json=False)
 
 
-def restart(model: str | None) -> ExitCode:
-    """Stop the daemon and start it again. Raises `PunieError` for a config file that cannot be
-    used, before anything is stopped."""
+def restart(model: str | None, wish: Drafting = NOTHING) -> ExitCode:
+    """Stop the daemon and start it again. Raises `PunieError` for settings that cannot be used,
+    before anything is stopped."""
     from punie_supervisor.config import Config
 
-    Config.load(Paths.from_environment())
+    applied(Config.load(Paths.from_environment()).engine, wish)
     down()
-    return up(model)
+    return up(model, wish)
 
 
 def down() -> ExitCode:

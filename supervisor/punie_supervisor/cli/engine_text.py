@@ -1,20 +1,66 @@
 """The model host's engine for a person. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from punie_protocol.engine import EngineStatus, Histogram, quantile
+from punie_protocol.engine import (
+    DraftCounts,
+    DraftModelStatus,
+    EngineSettings,
+    EngineStatus,
+    Histogram,
+    quantile,
+)
+from punie_supervisor.cli.output import printable
 from punie_supervisor.cli.tables import size
 
 _STATES: Final = ("running", "prefilling", "queued")
+_SOURCES: Final = {"ngram": "n-gram", "draft": "draft model's"}
 _BAD_ENDS: Final = ("cancelled", "failed", "rejected")
 
 
 def lines(engine: EngineStatus | None) -> Iterator[str]:
-    """Yield what it does and did; nothing while it has done nothing. Each fits a terminal beside a
-    heading."""
-    if engine is None or not has_worked(engine):
+    """Yield what it does and did; of its work nothing while it has done nothing. Each fits a
+    terminal beside a heading, but for a fault of its draft model."""
+    if engine is None:
         return
+    if has_worked(engine):
+        yield from _work(engine)
+    yield from _draft_model(engine.draft_model)
+    yield from drafts(engine.drafts)
+
+
+def drafts(counts: Mapping[str, DraftCounts]) -> Iterator[str]:
+    """Yield for each source that proposed anything how much of it the model chose too, and how many
+    tokens a forward with a draft brought."""
+    for source, found in counts.items():
+        if found.proposed:
+            share = f"{found.accepted / found.proposed:.0%}"
+            forwards = max(1, found.emitted - found.accepted)
+            yield (
+                f"{_SOURCES.get(source, source)} drafts: {found.accepted} of {found.proposed} "
+                f"accepted ({share}), {found.emitted / forwards:.1f} tokens a step"
+            )
+
+
+def drafting(settings: EngineSettings) -> str:
+    """Return the settings that speculation has."""
+    parts = [f"speculation {settings.speculation}"]
+    if settings.draft_model is not None:
+        parts.append(f"draft model {printable(settings.draft_model)}")
+    if settings.num_draft_tokens is not None:
+        parts.append(f"at most {settings.num_draft_tokens} drafted tokens")
+    return ", ".join(parts)
+
+
+def _draft_model(found: DraftModelStatus) -> Iterator[str]:
+    if found.error:
+        yield f"no draft model: {printable(found.error)}"
+    elif found.name:
+        yield f"draft model {printable(found.name)}"
+
+
+def _work(engine: EngineStatus) -> Iterator[str]:
     yield _now(engine)
     yield requests(engine)
     yield ", ".join([*_rates(engine), cached(engine)])

@@ -13,7 +13,23 @@ import typer
 
 from punie_protocol.errors import PunieError
 from punie_protocol.messages.common import Isolation
-from punie_supervisor.cli.arguments import allowed, check_one_text, folder_of, resolve_model
+from punie_supervisor.cli.arguments import (
+    allowed,
+    check_one_text,
+    drafting_of,
+    folder_of,
+    resolve_model,
+)
+from punie_supervisor.cli.bench_app import app as bench_app
+from punie_supervisor.cli.model_app import app as model_app
+from punie_supervisor.cli.options import (
+    DirectoryOption,
+    DraftModelOption,
+    JsonOption,
+    ModelOption,
+    NumDraftTokensOption,
+    SpeculationOption,
+)
 
 app = typer.Typer(
     name="punie",
@@ -39,25 +55,8 @@ projects_app = typer.Typer(
 )
 app.add_typer(projects_app)
 
-model_app = typer.Typer(
-    name="model",
-    help="Let other programs use the model.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(model_app)
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME|PATH|URL",
-        envvar="PUNIE_MODEL",
-        help="Model folder, a name ('embedded', or a folder of the models directory), or a "
-        "server's: http://host:port/v1#name.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(bench_app)
 
 
 @app.command(context_settings={"allow_extra_args": True})  # to say what is wrong with them
@@ -66,10 +65,7 @@ def ask(
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help="The question; '-' reads it from standard input.")
     ],
-    directory: Annotated[
-        Path | None,
-        typer.Option("-C", metavar="DIR", help="The project. Default: here."),
-    ] = None,
+    directory: DirectoryOption = None,
     model: ModelOption = None,
     isolation: Annotated[
         Isolation | None,
@@ -133,11 +129,17 @@ def ask(
 
 
 @app.command()
-def up(model: ModelOption = None) -> None:
+def up(
+    model: ModelOption = None,
+    speculation: SpeculationOption = None,
+    num_draft_tokens: NumDraftTokensOption = None,
+    draft_model: DraftModelOption = None,
+) -> None:
     """Start the daemon and wait until its model is loaded."""
     from punie_supervisor.cli import daemon
 
-    raise typer.Exit(daemon.up(resolve_model(model)))
+    wish = drafting_of(speculation, num_draft_tokens, draft_model)
+    raise typer.Exit(daemon.up(resolve_model(model), wish))
 
 
 @app.command()
@@ -149,11 +151,17 @@ def down() -> None:
 
 
 @app.command()
-def restart(model: ModelOption = None) -> None:
+def restart(
+    model: ModelOption = None,
+    speculation: SpeculationOption = None,
+    num_draft_tokens: NumDraftTokensOption = None,
+    draft_model: DraftModelOption = None,
+) -> None:
     """Stop the daemon, then start it again."""
     from punie_supervisor.cli import daemon
 
-    raise typer.Exit(daemon.restart(resolve_model(model)))
+    wish = drafting_of(speculation, num_draft_tokens, draft_model)
+    raise typer.Exit(daemon.restart(resolve_model(model), wish))
 
 
 @app.command()
@@ -183,9 +191,7 @@ def perf(
             metavar="SESSION", help="Its id, or how that begins. Default: all of the project."
         ),
     ] = None,
-    directory: Annotated[
-        Path | None, typer.Option("-C", metavar="DIR", help="The project. Default: here.")
-    ] = None,
+    directory: DirectoryOption = None,
     everywhere: Annotated[bool, typer.Option("--all", help="The turns of all projects.")] = False,
     turns: Annotated[
         int, typer.Option("-n", metavar="N", min=1, max=1000, help="How many at most.")
@@ -211,9 +217,7 @@ def perf(
 
 @prompt_app.command()
 def show(
-    directory: Annotated[
-        Path | None, typer.Option("-C", metavar="DIR", help="The project. Default: here.")
-    ] = None,
+    directory: DirectoryOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -222,40 +226,6 @@ def show(
 
     directory_ = folder_of(directory)
     raise typer.Exit(command.show(directory_, resolve_model(model), as_json=as_json))
-
-
-@model_app.callback()
-def model_group() -> None:
-    """Let other programs use the model."""
-
-
-@model_app.command()
-def serve(
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--openai-port",
-            metavar="N",
-            min=0,
-            max=65535,
-            help="Its port; 0 for any. Default: openai_port of the config file, else any.",
-        ),
-    ] = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Close it.")] = False,
-    show_key: Annotated[bool, typer.Option("--show-key", help="Print the key.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Serve the model to other programs of yours: OpenAI's API on this machine, with a key.
-
-    It stays until the daemon ends, or --stop.
-    """
-    from punie_supervisor.cli import serve as command
-
-    if stop and (port is not None or show_key):
-        raise typer.BadParameter("it goes alone", param_hint="--stop")
-    if stop:
-        raise typer.Exit(command.stop(as_json=as_json))
-    raise typer.Exit(command.serve(port, show_key=show_key, as_json=as_json))
 
 
 @app.command()

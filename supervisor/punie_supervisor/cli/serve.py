@@ -9,23 +9,29 @@ from pathlib import Path
 import msgspec
 
 from punie_protocol import client as punie
+from punie_protocol.client import Drafting
 from punie_protocol.engine import DoorStatus
 from punie_supervisor import door_key
 from punie_supervisor.cli import output
 from punie_supervisor.cli.context import announce
 from punie_supervisor.cli.daemon import wait_for_model
 from punie_supervisor.cli.exit_codes import ExitCode
+from punie_supervisor.cli.use import apply, as_use, check_draft
 from punie_supervisor.clients import launch
 from punie_supervisor.clients.connection import check_version, connect, ignore
+from punie_supervisor.drafting import is_empty
 from punie_supervisor.paths import Paths
 
 
-def serve(port: int | None, *, show_key: bool, as_json: bool) -> ExitCode:
-    """Open the door, print where it is, and wait until the model answers. Starts the daemon when
-    none runs. The key itself is printed only when it is asked for."""
+def serve(port: int | None, wish: Drafting, *, show_key: bool, as_json: bool) -> ExitCode:
+    """Open the door, print where it is, and wait until the model answers as it is wished. Starts
+    the daemon when none runs. The key itself is printed only when it is asked for."""
     paths = Paths.from_environment()
     announce(paths)
-    launch.ensure_running(paths, patience=launch.START_TIMEOUT)
+    pid = launch.ensure_running(paths, drafting=wish, patience=launch.START_TIMEOUT)
+    if pid is None and not is_empty(wish):
+        asyncio.run(apply(paths, as_use(wish)))
+        output.clear_progress()
     door = asyncio.run(_ask(paths, punie.Serve(port=port)))
     key = door_key.read(Path(door.key_file)) if show_key else ""
     if as_json:
@@ -33,7 +39,7 @@ def serve(port: int | None, *, show_key: bool, as_json: bool) -> ExitCode:
     else:
         sys.stdout.write("".join(f"{line}\n" for line in _lines(door, key)))
     sys.stdout.flush()
-    return asyncio.run(wait_for_model(paths))
+    return asyncio.run(wait_for_model(paths)) or check_draft(paths, wish)
 
 
 def stop(*, as_json: bool) -> ExitCode:

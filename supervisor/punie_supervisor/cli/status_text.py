@@ -8,7 +8,7 @@ from typing import Final, assert_never
 
 from punie_protocol import backends
 from punie_protocol import client as punie
-from punie_protocol.engine import DoorStatus
+from punie_protocol.engine import DoorStatus, EngineSettings
 from punie_protocol.isolation import WorkerLimits
 from punie_supervisor.cli import engine_text
 from punie_supervisor.cli.output import printable
@@ -114,10 +114,19 @@ def _daemon(report: punie.StatusReport) -> Iterator[str]:
     yield f"model    {printable(model.name)}, {_model_state(report)}{process}"
     if model.error is not None:
         yield f"         {printable(model.error.message)}"
-    for n, line in enumerate(engine_text.lines(model.engine)):
+    for n, line in enumerate(_engine(model)):
         yield f"{'' if n else 'engine':9}{line}"
     if model.door is not None:
         yield f"door     {_door(model.door)}"
+
+
+def _engine(model: punie.ModelStatus) -> Iterator[str]:
+    """Yield what the engine does, and how it drafts if somebody chose that."""
+    yield from engine_text.lines(model.engine)
+    if model.settings is not None:
+        chosen = engine_text.drafting(model.settings)
+        if chosen != engine_text.drafting(EngineSettings()):
+            yield chosen
 
 
 def _door(door: DoorStatus) -> str:

@@ -13,8 +13,10 @@ from typing import BinaryIO
 import msgspec
 
 from punie_protocol.backends import is_backend
+from punie_protocol.client import Drafting
 from punie_protocol.errors import Internal, TimedOut, WireError
 from punie_supervisor.clients.errors import StartFailed
+from punie_supervisor.drafting import NOTHING, arguments
 from punie_supervisor.paths import Paths
 
 START_TIMEOUT = 20.0
@@ -57,16 +59,22 @@ def ensure_for_prompt(paths: Paths, *, model: str | None, patience: float) -> in
 
 
 def ensure_running(
-    paths: Paths, *, model: str | None = None, rest: bool = False, patience: float
+    paths: Paths,
+    *,
+    model: str | None = None,
+    drafting: Drafting = NOTHING,
+    rest: bool = False,
+    patience: float,
 ) -> int | None:
-    """Start a daemon unless one runs or is just starting; return the pid of one started here.
+    """Start a daemon unless one runs or is just starting; return the pid of one started here, which
+    alone has that model and settings.
 
     Blocks up to `patience` seconds. Raises `StartFailed` with the daemon's own reason.
     """
     if is_running(paths):
         return None
     try:
-        return start(paths, model=model, rest=rest, patience=patience)
+        return start(paths, model=model, drafting=drafting, rest=rest, patience=patience)
     except StartFailed:
         if is_running(paths):
             return None  # somebody else was faster
@@ -77,6 +85,7 @@ def start(
     paths: Paths,
     *,
     model: str | None = None,
+    drafting: Drafting = NOTHING,
     rest: bool = False,
     patience: float = START_TIMEOUT,
 ) -> int:
@@ -92,6 +101,7 @@ def start(
         command += ["--model", model]
     if rest:
         command.append("--rest")
+    command += arguments(drafting)
     with os.fdopen(read_end, "rb") as pipe, _open_log(paths.log_file) as log:
         process = subprocess.Popen(
             command,
