@@ -1,7 +1,7 @@
 # Punie. `make help` lists what there is.
 
 PYTHON ?= python3
-JOBS ?= 3
+JOBS ?= 2
 NAME ?= ask
 N ?= 25
 ARGS ?=

@@ -209,11 +209,11 @@ def check_alike(mine: Any, its: KVCache | QuantizedKVCache, tokens: int) -> None
 
 
 def dosed(examples: int) -> settings:
-    """Return settings for so many examples, always the same; for twenty times as many, and others
+    """Return settings for so many examples, always the same; for forty times as many, and others
     each time, in the profile ``thorough``."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     if thorough := settings.get_current_profile_name() == "thorough":
-        examples *= 20
+        examples *= 40
     return settings(
         phases=[Phase.explicit, Phase.reuse, Phase.generate, *[Phase.shrink][:thorough]],
         max_examples=examples,

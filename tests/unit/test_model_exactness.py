@@ -20,8 +20,8 @@ from tests.support.courses import Course, Subject, dosed, make_subject
 from tests.support.exactness import choose_forced
 from tests.support.small_models import ALONE, PACKED, RAGGED, Kind
 
-DOSE = 8
-"""Random courses for each model in ``make test``; ``make test-all`` runs twenty times that."""
+DOSE = 4
+"""Random courses for each model in ``make test``; ``make test-all`` runs forty times that."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_rows_are_exact_whatever_joins_leaves_and_is_parked(anyone, moves, chunk
     run(Course(anyone), moves, chunk)
 
 
-@dosed(DOSE // 4)
+@dosed(DOSE // 2)
 @given(MOVES)
 def test_rows_of_the_embedded_model_are_exact_too(subject_of, moves):
     run(Course(subject_of(EMBEDDED)), moves, 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from punie_model_host.batch import Flight
@@ -18,6 +18,7 @@ from punie_protocol.engine import EngineSettings
 from punie_protocol.messages.common import Priority
 from punie_protocol.messages.to_model_client import Failed, Finished
 from punie_protocol.messages.to_model_host import Sampling
+from tests.support.courses import dosed
 from tests.support.engine_bench import EngineBench, Oracle, turn
 from tests.support.small_models import ALONE, PACKED, RAGGED, Kind, make_by_name
 
@@ -68,21 +69,6 @@ COURSES = st.lists(
 )
 
 
-def dosed(examples: int) -> settings:
-    """Return settings for so many examples, always the same; for twenty times as many, and others
-    each time, in the profile ``thorough``."""
-    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    if thorough := settings.get_current_profile_name() == "thorough":
-        examples *= 20
-    return settings(
-        max_examples=examples,
-        derandomize=not thorough,
-        database=None,
-        phases=[Phase.explicit, Phase.generate, *[Phase.shrink][:thorough]],
-        suppress_health_check=checks,
-    )
-
-
 def run(bench: EngineBench, course: list[tuple]) -> None:
     keys = [bench.submit(turn("first"), Sampling(temperature=0.0, max_tokens=9))]
     for move in course:
@@ -104,7 +90,7 @@ def run(bench: EngineBench, course: list[tuple]) -> None:
     bench.run()
 
 
-@dosed(3)
+@dosed(2)
 @given(COURSES, st.integers(0, 1))
 def test_every_answer_is_what_it_is_alone(kind, folder_of, oracle_of, course, ahead):
     bench = EngineBench(folder_of(kind), LIMITS, ahead=ahead)

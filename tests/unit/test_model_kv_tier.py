@@ -499,7 +499,7 @@ def test_scanning_reads_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = mx.get_active_memory()
     started(tmp_path)
     assert len(read) == 20
-    assert mx.get_active_memory() == before
+    assert mx.get_active_memory() <= before
 
 
 def test_a_quiet_start_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
