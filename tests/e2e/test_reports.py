@@ -96,8 +96,8 @@ def test_the_page_stands_alone(user: Punie, project: Path, tmp_path: Path) -> No
     assert "--html" in done.stderr
 
 
+@pytest.mark.usefixtures("project")  # it starts the daemon
 def test_a_project_without_turns(user: Punie, tmp_path: Path) -> None:
-    assert user.run("up").returncode == 0
     done = user.run("perf", "-C", tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     assert "no turns yet" in done.stderr

@@ -22,7 +22,7 @@ from tests.support.courses import Course, Subject, dosed, make_subject
 from tests.support.exactness import Forced, choose_forced, look_ahead_forced
 from tests.support.small_models import ALONE, PACKED, RAGGED, Kind
 
-DOSE = 3
+DOSE = 6
 """Random courses for each model in ``make test``; ``make test-all`` runs twenty times that."""
 MOST = 31
 """Tokens of a draft at most."""
@@ -118,7 +118,7 @@ def test_rows_are_exact_whatever_they_are_shown(forcing, someone, moves, chunk):
     run(Course(someone), moves, chunk)
 
 
-@dosed(1)
+@dosed(2)
 @given(MOVES)
 def test_rows_of_the_embedded_model_are_exact_too(forcing, subject_of, moves):
     run(Course(subject_of(EMBEDDED)), moves, 0)
