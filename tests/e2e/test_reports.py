@@ -96,7 +96,14 @@ def test_the_page_stands_alone(user: Punie, project: Path, tmp_path: Path) -> No
     assert "--html" in done.stderr
 
 
-@pytest.mark.usefixtures("project")  # it starts the daemon
+@pytest.mark.usefixtures("project")  # it starts the daemon, for a server's model
+def test_up_does_not_wait_for_a_model_that_nobody_has_asked_for(user: Punie) -> None:
+    done = user.run("up")
+    assert done.returncode == 0, done.stderr
+    assert "not loaded" in done.stderr
+
+
+@pytest.mark.usefixtures("project")
 def test_a_project_without_turns(user: Punie, tmp_path: Path) -> None:
     done = user.run("perf", "-C", tmp_path)
     assert (done.returncode, done.stdout) == (0, "")

@@ -41,7 +41,7 @@ def up(model: str | None, wish: Drafting = NOTHING) -> ExitCode:
         output.say(f"started (pid {pid})")
         return asyncio.run(wait_for_model(paths)) or use.check_draft(paths, wish)
     output.say(f"already running (pid {launch.daemon_pid(paths)})")
-    code = asyncio.run(wait_for_model(paths))
+    code = asyncio.run(wait_for_model(paths, may_rest=True))
     present = asyncio.run(read_status(paths)).model
     listed = os.path.relpath(present.folder or paths.models_dir, paths.models_dir)
     if model is not None and model not in (present.name, present.folder, listed):
@@ -124,8 +124,9 @@ async def _request_shutdown(paths: Paths) -> None:
         await client.ask_daemon(punie.SHUTDOWN, None, dict)
 
 
-async def wait_for_model(paths: Paths) -> ExitCode:
-    """Wait until the daemon's model answers, saying so; the exit code says why it does not."""
+async def wait_for_model(paths: Paths, *, may_rest: bool = False) -> ExitCode:
+    """Wait until the daemon's model answers, saying so; the exit code says why it does not. One
+    that nobody has needed yet is fine if it `may_rest`: nobody starts it for this."""
     deadline = time.monotonic() + LOAD_TIMEOUT
     while time.monotonic() < deadline:
         model = (await read_status(paths)).model
@@ -140,6 +141,9 @@ async def wait_for_model(paths: Paths) -> ExitCode:
                 if model.error is not None:
                     output.say_error(model.error)
                 return ExitCode.MODEL
+            case "idle" if may_rest:
+                output.say(f"model {model.name} (not loaded; a prompt that needs it starts it)")
+                return ExitCode.OK
             case _:
                 output.progress(f"loading model {model.name}")
                 await asyncio.sleep(0.1)
