@@ -22,7 +22,7 @@ from tests.support.cli import LEVEL, Punie, wait_until
 from tests.support.openai_server import OpenAIServer, Reply, Request, say
 from tests.support.scripted_user import Script, use
 
-KILLS = int(os.environ.get("PUNIE_KILLS", "4"))
+KILLS = int(os.environ.get("PUNIE_KILLS", "3"))
 EDITS = 5
 
 pytestmark = [pytest.mark.timeout(60 + 20 * KILLS), pytest.mark.xdist_group("edit kills")]

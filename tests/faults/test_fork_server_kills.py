@@ -17,7 +17,7 @@ from punie_supervisor.child import Child
 from tests.support.nurseries import Recorded, end, nursery, probes, worker_spec
 from tests.support.supervisor_rig import alive, eventually
 
-KILLS = int(os.environ.get("PUNIE_KILLS", "4"))
+KILLS = int(os.environ.get("PUNIE_KILLS", "3"))
 ROUND = 4
 SEED = 20
 

@@ -18,7 +18,7 @@ from punie_supervisor import journal_ops as ops
 from tests.support import trees
 from tests.support.cli import Punie, alive, daemon_pids, wait_until
 
-KILLS = int(os.environ.get("PUNIE_KILLS", "4"))
+KILLS = int(os.environ.get("PUNIE_KILLS", "3"))
 QUESTION = "How many Python files are there?"
 TREES = ("json", "asyncio")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-COUNT = 2_000 if "PUNIE_KILLS" in os.environ else 200
+COUNT = 2_000 if "PUNIE_KILLS" in os.environ else 100
 GROWTH = 1.1
 """Of private memory, from the first batch to the last."""
 

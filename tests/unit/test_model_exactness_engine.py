@@ -90,7 +90,7 @@ def run(bench: EngineBench, course: list[tuple]) -> None:
     bench.run()
 
 
-@dosed(2)
+@dosed(1)
 @given(COURSES, st.integers(0, 1))
 def test_every_answer_is_what_it_is_alone(kind, folder_of, oracle_of, course, ahead):
     bench = EngineBench(folder_of(kind), LIMITS, ahead=ahead)

@@ -176,7 +176,7 @@ def run(bench: EngineBench, moves: list[tuple]) -> None:
     bench.run()
 
 
-@dosed(2)
+@dosed(1)
 @given(MOVES, st.integers(0, 1), st.integers(0, 1000), st.sampled_from([MANY, FEW]))
 def test_drafts_of_any_kind_change_no_answer(
     kind, folder_of, oracle_of, moves, ahead, seed, limits
